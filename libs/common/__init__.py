@@ -1,0 +1,1 @@
+"""The service kit: everything a service needs that is not its domain."""

@@ -1,0 +1,1 @@
+"""Who is calling, from which service, and what that allows."""

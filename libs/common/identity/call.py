@@ -1,0 +1,145 @@
+"""The call at hand: its caller, what the caller may reach, and what travels beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Literal
+from uuid import UUID
+
+from common.errors import NotFound, PermissionDenied, Unauthenticated
+from common.identity.permissions import PERSONAL, ROLES, SELF
+
+PrincipalKind = Literal["user", "user_key", "project_key", "service", "anonymous"]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is calling, as the signed token says.
+
+    ``user_id`` is set for ``user`` and ``user_key``; ``org_id`` and ``project_id`` for
+    ``project_key``; ``service`` for ``service``; ``scopes`` for both kinds of keys.
+    """
+
+    kind: PrincipalKind
+    user_id: UUID | None = None
+    session_id: UUID | None = None
+    api_key_id: UUID | None = None
+    org_id: UUID | None = None
+    project_id: UUID | None = None
+    scopes: frozenset[str] = frozenset()
+    service: str | None = None
+    token: str = field(default="", repr=False)
+
+    @property
+    def subject(self) -> str:
+        """Identifies the caller across calls: limits, idempotency records and caches use it."""
+        named = self.api_key_id or self.user_id or self.service
+        return f"{self.kind}:{named}" if named else self.kind
+
+
+ANONYMOUS = Principal("anonymous")
+
+
+def permitted(principal: Principal, role: str | None, permission: str) -> bool:
+    """Whether the principal may, in an organization where it has ``role`` (None: nowhere)."""
+    if principal.kind == "service":
+        return permission == "service" or role is not None
+    if permission in SELF:
+        return principal.kind == "user"
+    if principal.kind == "project_key":
+        return permission in principal.scopes
+    granted = ROLES.get(role, frozenset()) if role else PERSONAL
+    if permission not in granted:
+        return False
+    return principal.kind == "user" or permission in principal.scopes
+
+
+@dataclass(slots=True)
+class Call:
+    """One incoming call. ``roles`` maps each open organization of the caller to its role."""
+
+    operation: str
+    principal: Principal
+    permission: str = ""
+    roles: Mapping[UUID, str] = field(default_factory=dict)
+    caller: str | None = None
+    idempotency_key: str | None = None
+    request_hash: bytes = b""
+    if_match: int | None = None
+    audited: bool = False
+    ip: str | None = None
+    user_agent: str | None = None
+    correlation_id: str = ""
+    authorized: bool = False
+    etag: int | None = None
+
+    @property
+    def orgs(self) -> tuple[UUID, ...]:
+        """The caller's organizations, for row-level security."""
+        return tuple(self.roles)
+
+    @property
+    def permitted_orgs(self) -> tuple[UUID, ...]:
+        """The organizations in which the caller has this operation's permission."""
+        return tuple(
+            org
+            for org, role in self.roles.items()
+            if permitted(self.principal, role, self.permission)
+        )
+
+    @property
+    def user_id(self) -> UUID:
+        """The calling user.
+
+        Raises:
+            Unauthenticated: the caller is not a user.
+        """
+        if self.principal.user_id is None:
+            raise Unauthenticated("This needs the credential of a user.")
+        return self.principal.user_id
+
+    def authorize(self, org_id: UUID, project_id: UUID | None = None) -> None:
+        """Check this operation's permission on the organization of the row that was found.
+
+        Args:
+            org_id: the organization of the row.
+            project_id: the row's project, where it has one: a project's key reaches no other.
+
+        Raises:
+            NotFound: the caller may not know that the row exists.
+            PermissionDenied: the caller's role or scopes do not allow this.
+        """
+        role = self.roles.get(org_id)
+        bound = self.principal.project_id
+        if role is None or (bound is not None and project_id is not None and project_id != bound):
+            raise NotFound
+        if not permitted(self.principal, role, self.permission):
+            raise PermissionDenied(f"This needs the permission {self.permission}.")
+        self.authorized = True
+
+
+_current: ContextVar[Call | None] = ContextVar("mindweave_call", default=None)
+
+
+def current_call() -> Call:
+    """The call being served.
+
+    Raises:
+        LookupError: outside of a call.
+    """
+    call = _current.get()
+    if call is None:
+        raise LookupError("no call is being served")
+    return call
+
+
+def current_call_or_none() -> Call | None:
+    """The call being served, or None in consumers and background work."""
+    return _current.get()
+
+
+def set_call(call: Call | None) -> None:
+    """Bind the call to this task; only the kit's interceptors and middleware do this."""
+    _current.set(call)
