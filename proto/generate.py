@@ -31,8 +31,8 @@ def gather() -> None:
     """Copy the protos of others to ``.cache/proto``, from the packages that publish them."""
     if (GATHERED / "buf/validate/validate.proto").exists():
         return
-    answer = subprocess.run(  # noqa: S603
-        ["go", "mod", "download", "-json", PROTOVALIDATE],  # noqa: S607
+    answer = subprocess.run(
+        ["go", "mod", "download", "-json", PROTOVALIDATE],
         check=True,
         capture_output=True,
         text=True,

@@ -58,11 +58,11 @@ class GetUsageRequest(_message.Message):
     page_token: _builtins.str
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp:
-        """Included; widened to a whole minute."""
+        """Included; widened to a whole minute; a day before the end when absent."""
 
     @_builtins.property
     def end(self) -> _timestamp_pb2.Timestamp:
-        """Excluded; widened to a whole minute."""
+        """Excluded; widened to a whole minute; now when absent."""
 
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -403,11 +403,11 @@ class GetCostsRequest(_message.Message):
     page_token: _builtins.str
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp:
-        """Included; widened to a whole minute."""
+        """Included; widened to a whole minute; a day before the end when absent."""
 
     @_builtins.property
     def end(self) -> _timestamp_pb2.Timestamp:
-        """Excluded; widened to a whole minute."""
+        """Excluded; widened to a whole minute; now when absent."""
 
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -23,7 +23,7 @@ class TeamServiceStub:
     UpdateMember: _aio.UnaryUnaryMultiCallable[_team_pb2.UpdateMemberRequest, _team_pb2.UpdateMemberResponse]
     """Change a member's role."""
     RemoveMember: _aio.UnaryUnaryMultiCallable[_team_pb2.RemoveMemberRequest, _team_pb2.RemoveMemberResponse]
-    """Remove a member."""
+    """Remove a member; every member may remove itself."""
     ResolveAccess: _aio.UnaryUnaryMultiCallable[_team_pb2.ResolveAccessRequest, _team_pb2.ResolveAccessResponse]
     """The open organizations of the caller and its role in each. A project's key gets its own
     organization with the role "key"; a service's token gets the organizations it names.
@@ -66,7 +66,7 @@ class TeamServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _team_pb2.RemoveMemberRequest,
         context: _aio.ServicerContext[_team_pb2.RemoveMemberRequest, _abc.Awaitable[_team_pb2.RemoveMemberResponse]],
     ) -> _abc.Awaitable[_team_pb2.RemoveMemberResponse]:
-        """Remove a member."""
+        """Remove a member; every member may remove itself."""
 
     @_abc_1.abstractmethod
     def ResolveAccess(

@@ -1,0 +1,255 @@
+"""The main job on real input: one hour of usage in, its exact cost out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from fleet.replay import Outcome, client, send_with_progress, wait_until_fresh
+from fleet.workload import Request, Workload, generate, read_trace
+
+TRACE = Path("../shared/data/azure-llm-2023-conv.csv")
+START_PATIENCE = 90.0
+
+
+class DemoFailed(Exception):
+    """A step of the demonstration did not succeed; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What the demonstration registered through the public API."""
+
+    user_id: str
+    email: str
+    password: str
+    org_id: str
+    projects: dict[str, str]
+    key: str
+
+
+def run(data: Path, listen: str, *, once: bool, seed: int = 1) -> None:
+    """Start the platform, replay an hour, report, and stay until Ctrl-C unless ``once``.
+
+    Raises:
+        DemoFailed: the platform did not start, or a step was refused.
+    """
+    console = Console()
+    address = f"http://{listen}"
+    begun = time.monotonic()
+    with _platform(data, listen, console) as process:
+        _wait_until_ready(address, process)
+        console.print(f"MindWeave is ready at {address} after {time.monotonic() - begun:.1f} s.")
+        account = _register(address)
+        requests = _requests(console, seed)
+        workload = Workload(requests, list(account.projects), datetime.now(UTC), seed)
+        outcome = send_with_progress(address, account.key, workload.batches(), console)
+        waited = _wait_until_shown(address, account, outcome)
+        _report(console, address, account, outcome, waited)
+        _next_steps(console, address, account)
+        if not once:
+            console.print("\nThe platform keeps running; Ctrl-C stops it.")
+            _stay(process)
+
+
+@contextmanager
+def _platform(data: Path, listen: str, console: Console) -> Iterator[subprocess.Popen[bytes]]:
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = data / "mindweave.log"
+    console.print(f"Starting the embedded platform in {data} (log: {log}) ...")
+    command = [sys.executable, "-m", "fleet.cli", "all", "--data", str(data), "--listen", listen]
+    with log.open("ab") as output:
+        # A group of its own, so that Ctrl-C reaches this program alone, which then stops it.
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_PATIENCE
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise DemoFailed(f"the platform ended with code {process.returncode}; its log says why")
+        try:
+            if httpx.get(f"{address}/health/ready", timeout=2).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            # Not listening yet; the deadline bounds the wait.
+            time.sleep(0.1)
+            continue
+        time.sleep(0.1)
+    raise DemoFailed(f"the platform was not ready within {START_PATIENCE:.0f} s; see its log")
+
+
+def _register(address: str) -> Account:
+    email = f"demo-{secrets.token_hex(4)}@example.com"
+    password = secrets.token_urlsafe(18)
+    with httpx.Client(base_url=address, timeout=30) as http:
+        user = _post(
+            http,
+            "/auth/register",
+            {"email": email, "password": password, "display_name": "Demo"},
+        )
+        login = _post(http, "/auth/login", {"email": email, "password": password})
+        http.headers["Authorization"] = f"Bearer {login['access_token']}"
+        org = _post(http, "/orgs", {"name": "Demo organization"})
+        projects = {
+            _post(http, "/projects", {"org_id": org["id"], "name": name})["id"]: name
+            for name in ("Support assistant", "Code review")
+        }
+        key = _post(
+            http,
+            "/auth/api-keys",
+            {"name": "demo", "scopes": ["events:write", "analytics:read"]},
+        )
+    return Account(user["id"], email, password, org["id"], projects, key["key"])
+
+
+def _post(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer = http.post(path, json=body)
+    if answer.is_error:
+        raise DemoFailed(f"POST {path}: {answer.status_code} {answer.text}")
+    parsed: dict[str, Any] = answer.json()
+    return parsed
+
+
+def _requests(console: Console, seed: int) -> list[Request]:
+    path = Path(os.environ.get("MINDWEAVE_TRACE", TRACE))
+    if path.is_file():
+        console.print(f"Input: {path.name}, a real trace of requests to LLM services.")
+        console.print("Models, users and projects are assigned to it by a seeded rule.")
+        return read_trace(path)
+    console.print(f"Input: a generated workload (seed {seed}); no trace at {path}.")
+    return generate(seed)
+
+
+def _wait_until_shown(address: str, account: Account, outcome: Outcome) -> float:
+    if outcome.accepted_at is None:
+        raise DemoFailed("the platform acknowledged nothing")
+
+    async def wait(moment: datetime) -> float:
+        async with client(address, account.key) as http:
+            return await wait_until_fresh(http, account.org_id, moment)
+
+    return asyncio.run(wait(outcome.accepted_at))
+
+
+def _report(
+    console: Console, address: str, account: Account, outcome: Outcome, waited: float
+) -> None:
+    rate = outcome.accepted / outcome.seconds
+    console.print(
+        f"\n{outcome.accepted:,} events accepted in {outcome.seconds:.1f} s ({rate:,.0f}/s),"
+        f" {len(outcome.rejected)} rejected;"
+        f" all of them visible {waited:.1f} s after the last acknowledgement.\n"
+    )
+    with httpx.Client(
+        base_url=address, headers={"Authorization": f"Bearer {account.key}"}, timeout=30
+    ) as http:
+        for title, granularity, dimension in (
+            ("By model", "all", "model"),
+            ("By project", "all", "project_id"),
+            ("By hour (UTC)", "hour", None),
+        ):
+            console.print(_table(http, account, title, granularity, dimension))
+
+
+def _table(
+    http: httpx.Client, account: Account, title: str, granularity: str, dimension: str | None
+) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(title.removeprefix("By ").capitalize())
+    for name in ("Events", "Errors", "Unpriced", "Input", "Output", "Cache read", "Cache write"):
+        table.add_column(name, justify="right")
+    table.add_column("Cost, USD", justify="right")
+    now = datetime.now(UTC)
+    params = {
+        "org_id": account.org_id,
+        "start": (now - timedelta(days=2)).isoformat(),
+        "end": (now + timedelta(minutes=1)).isoformat(),
+        "granularity": granularity,
+        "page_size": 500,
+    }
+    if dimension is not None:
+        params["group_by"] = dimension
+    answer = http.get("/analytics/usage", params=params)
+    if answer.is_error:
+        raise DemoFailed(f"GET /analytics/usage: {answer.status_code} {answer.text}")
+    body = answer.json()
+    rows = body["rows"]
+    if dimension is not None:
+        rows.sort(key=lambda row: float(row["cost_usd"]), reverse=True)
+    for row in rows:
+        label = row["start"][:16].replace("T", " ") if dimension is None else row[dimension]
+        table.add_row(account.projects.get(label, label) or "(no model)", *_cells(row))
+    table.add_section()
+    table.add_row("Total", *_cells(body["totals"]), style="bold")
+    return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    counts = (
+        "events",
+        "errors",
+        "unpriced_events",
+        "input_tokens",
+        "output_tokens",
+        "cache_read_tokens",
+        "cache_write_tokens",
+    )
+    return [*(f"{row[name]:,}" for name in counts), row["cost_usd"]]
+
+
+def _next_steps(console: Console, address: str, account: Account) -> None:
+    project = next(iter(account.projects))
+    event = (
+        '{"timestamp": "\'$(date -u +%Y-%m-%dT%H:%M:%SZ)\'", "event_type": "api_call",'
+        f' "model": "claude-sonnet-4-5", "user_id": "{account.user_id}",'
+        f' "project_id": "{project}", "input_tokens": 1200, "output_tokens": 350}}'
+    )
+    lines = (
+        "",
+        f"Address:  {address}   (API page: {address}/docs)",
+        f"Log in:   {account.email}   password: {account.password}",
+        f"API key:  {account.key}",
+        "",
+        "Send one event:",
+        f"curl -s {address}/v1/track -H 'Authorization: Bearer {account.key}'"
+        f" -H 'Content-Type: application/json' -d '{event}'",
+        "",
+        "Read its cost (3,600,000 + 5,250,000 nano-dollars), a moment later:",
+        f"curl -s '{address}/analytics/costs?granularity=all&user_id={account.user_id}'"
+        f" -H 'Authorization: Bearer {account.key}'",
+        "",
+        "Next: README.md says how to send your own events; CONTRIBUTING.md how to extend it.",
+    )
+    for line in lines:
+        # Whole lines, so that a terminal's width does not cut a command in two.
+        console.out(line, highlight=False)
+
+
+def _stay(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        return
+    raise DemoFailed(f"the platform ended with code {process.returncode}; its log says why")

@@ -1,0 +1,50 @@
+"""Composition root of analytics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.events.consumer import EventConsumer
+from common.events.ledger import PartitionConsumer
+from common.ids import uuid7
+from common.service import Parts, Runtime, Service
+from services.analytics.actions import Reports
+from services.analytics.consumer import TOPIC, Forgetting, WindowsConsumer
+from services.analytics.rpc import AnalyticsServicer
+from services.analytics.store import RollupStore
+
+
+async def build(runtime: Runtime) -> Parts:
+    settings = runtime.settings
+    db = await runtime.database()
+    partitions = settings.windows_partitions
+    store = RollupStore(db, sources=settings.partitions)
+    windows = WindowsConsumer(store, partitions)
+    forgetting = Forgetting(store, partitions)
+    reports = Reports(store, runtime.clock, runtime.cache, partitions)
+    return Parts(
+        servicers=[("mindweave.analytics.v1.AnalyticsService", AnalyticsServicer(reports))],
+        tasks=[
+            PartitionConsumer(
+                bus=runtime.bus,
+                db=db,
+                topic=TOPIC,
+                group="analytics",
+                owner=f"analytics-{uuid7()}",
+                apply=windows.append,
+                after=windows.appended,
+            ),
+            windows,
+            EventConsumer(
+                bus=runtime.bus,
+                db=db,
+                service="analytics",
+                group="analytics",
+                topics=["platform.events"],
+                handlers={"org.deleted": forgetting.org_deleted},
+            ),
+        ],
+    )
+
+
+SERVICE = Service("analytics", build, Path(__file__).parent / "migrations")

@@ -1,0 +1,282 @@
+"""The roll-ups against a real PostgreSQL, compared with sums made by hand in Python."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from random import Random
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.database import Database, Scope
+from services.analytics.domain import (
+    DIMENSIONS,
+    GAMMA,
+    SUMS,
+    Columns,
+    Windows,
+    deltas,
+    pieces,
+)
+from services.analytics.store import Query, Result, RollupStore
+
+pytestmark = pytest.mark.store
+
+START = datetime(2026, 3, 30, 22, 0, tzinfo=UTC)
+PROJECTS = [uuid4(), uuid4()]
+MODELS = ["claude-sonnet-4-5", "gpt-5-mini", None]
+
+
+@pytest.fixture(scope="module")
+async def db(service_database) -> Database:
+    return await service_database("analytics")
+
+
+@pytest.fixture(scope="module")
+def store(db: Database) -> RollupStore:
+    return RollupStore(db, sources=2)
+
+
+PARTS = count(1)
+
+
+class Books:
+    """Deltas made from a seed in a partition of their own, and their sums kept beside."""
+
+    def __init__(self, seed: int = 7, part: int | None = None) -> None:
+        self.part = part or next(PARTS)
+        self._rng = Random(seed)
+        self.org = uuid4()
+        self.seq = [0, 0]
+        self.rows: list[dict[str, object]] = []
+
+    def windows(self, source: int, size: int, mark: int | None = None) -> Windows:
+        names = Columns.__struct_fields__
+        columns: dict[str, list[object]] = {name: [] for name in names}
+        first = self.seq[source] + 1
+        for _ in range(size):
+            row = self._row(source)
+            self.rows.append(row)
+            for name in names:
+                columns[name].append(row[name])
+        marks = {} if mark is None else {source: mark}
+        return Windows(marks, source, first, self.seq[source], Columns(**columns))
+
+    def _row(self, source: int) -> dict[str, object]:
+        rng = self._rng
+        self.seq[source] += 1
+        # 60 hours across the end of a month.
+        at = START + timedelta(minutes=rng.randrange(60 * 60))
+        latency = rng.randrange(1000, 10**7)
+        numbers = {name: rng.randrange(1000) for name in SUMS}
+        row: dict[str, object] = {
+            **dict.fromkeys(DIMENSIONS),
+            **numbers,
+            "seq": self.seq[source],
+            "org_id": self.org.bytes,
+            "minute": int(at.timestamp()) // 60,
+            "model": rng.choice(MODELS),
+            "project_id": rng.choice(PROJECTS).bytes,
+            "status": rng.choice(["ok", "error"]),
+            "cache_write_5m_tokens": rng.randrange(100),
+            "cache_write_1h_tokens": rng.randrange(100),
+            "latency_count": 1,
+            "latency_sum_us": latency,
+            "latency_bins": [math.ceil(math.log(latency) / math.log(GAMMA))],
+            "latency_counts": [1],
+            "reason": None,
+        }
+        row["cache_write_tokens"] = row["cache_write_5m_tokens"] + row["cache_write_1h_tokens"]
+        return row
+
+    def total(self, name: str, start: datetime, end: datetime, **wanted: object) -> int:
+        return sum(
+            row[name]
+            for row in self.rows
+            if start.timestamp() <= row["minute"] * 60 < end.timestamp()
+            and all(row[k] == v for k, v in wanted.items())
+        )
+
+
+async def append(db: Database, store: RollupStore, books: Books, *records: Windows) -> int:
+    async with db.change(Scope(), call=None) as change:
+        return await store.append(change.connection, books.part, records)
+
+
+async def ask(
+    store: RollupStore, books: Books, start: datetime, end: datetime, granularity: str, **more
+) -> Result:
+    found = pieces(start, end, granularity)
+    return await store.query(
+        Query(books.part, books.org, granularity, found, start, end, limit=500, **more)
+    )
+
+
+@pytest.mark.parametrize("rolled", ["never", "between", "always"])
+@pytest.mark.parametrize("granularity", ["minute", "hour", "day", "month", "all"])
+async def test_sums_are_exact_whatever_has_been_rolled_up(db, store, rolled, granularity):
+    books = Books()
+    await append(db, store, books, books.windows(0, 150))
+    if rolled != "never":
+        assert await store.roll_up(books.part) == 150
+    await append(db, store, books, books.windows(1, 150), books.windows(0, 50))
+    if rolled == "always":
+        assert await store.roll_up(books.part) == 200
+    start, end = START + timedelta(minutes=37), START + timedelta(hours=55, minutes=11)
+    result = await ask(store, books, start, end, granularity)
+    for name in SUMS:
+        assert result.totals.sums[name] == books.total(name, start, end)
+        assert sum(r.sums[name] for r in result.rows) == result.totals.sums[name]
+
+
+async def test_groups_and_filters_agree_with_sums_by_hand(db, store):
+    books = Books()
+    await append(db, store, books, books.windows(0, 200))
+    await store.roll_up(books.part)
+    end = START + timedelta(days=5)
+    result = await ask(store, books, START, end, "all", group_by=("model", "status"))
+    assert len(result.rows) == 6
+    for row in result.rows:
+        wanted = {d: row.dimensions[d] for d in ("model", "status")}
+        assert row.sums["cost_nano"] == books.total("cost_nano", START, end, **wanted)
+    one = await ask(store, books, START, end, "all", filters={"project_id": PROJECTS[0]})
+    assert one.totals.sums["events"] == books.total(
+        "events", START, end, project_id=PROJECTS[0].bytes
+    )
+
+
+async def test_pages_put_together_are_the_whole_answer(db, store):
+    books = Books()
+    await append(db, store, books, books.windows(0, 200))
+    end = START + timedelta(days=5)
+    whole = await ask(store, books, START, end, "hour", group_by=("model",))
+    found, after = [], None
+    while True:
+        query = Query(
+            books.part,
+            books.org,
+            "hour",
+            pieces(START, end, "hour"),
+            START,
+            end,
+            group_by=("model",),
+            after=after,
+            limit=7,
+        )
+        page = await store.query(query)
+        found += page.rows
+        assert page.totals == whole.totals
+        if not page.more:
+            break
+        after = page.rows[-1].key
+    assert found == list(whole.rows)
+    assert [r.start for r in found] == sorted(r.start for r in found)
+
+
+async def test_a_record_that_comes_twice_counts_once(db, store):
+    books = Books()
+    first, second = books.windows(0, 20), books.windows(0, 20)
+    assert await append(db, store, books, first) == 20
+    assert await append(db, store, books, first, second) == 20
+    assert await append(db, store, books, second, first) == 0
+    end = START + timedelta(days=5)
+    result = await ask(store, books, START, end, "all")
+    assert result.totals.sums["events"] == books.total("events", START, end)
+
+
+async def test_freshness_is_unknown_until_every_source_has_spoken_and_then_the_least(db, store):
+    books = Books()
+    moment = datetime(2026, 4, 1, 12, 0, 0, 123457, tzinfo=UTC)
+    mark = int(moment.timestamp()) * 1_000_000 + moment.microsecond
+    await append(db, store, books, books.windows(0, 1, mark))
+    end = START + timedelta(days=5)
+    assert (await ask(store, books, START, end, "all")).fresh_until is None
+    await append(db, store, books, Windows({1: mark + 5_000_000}))
+    assert (await ask(store, books, START, end, "all")).fresh_until == moment
+    # An older one never moves it back.
+    await append(db, store, books, Windows({0: mark - 1}))
+    assert (await ask(store, books, START, end, "all")).fresh_until == moment
+
+
+async def test_another_organization_sees_nothing(db, store):
+    books = Books()
+    other = Books(part=books.part)
+    await append(db, store, books, books.windows(0, 20))
+    result = await ask(store, other, START, START + timedelta(days=5), "all")
+    assert not result.rows
+    assert result.totals.sums["events"] == 0
+    query = Query(
+        other.part,
+        other.org,
+        "all",
+        pieces(START, START + timedelta(days=5), "all"),
+        START,
+        START + timedelta(days=5),
+    )
+    assert await store.top(query, "model", 10) == []
+
+
+async def test_the_costliest_come_first(db, store):
+    books = Books()
+    await append(db, store, books, books.windows(0, 60))
+    end = START + timedelta(days=5)
+    query = Query(books.part, books.org, "all", pieces(START, end, "all"), START, end)
+    rows = await store.top(query, "model", 10)
+    costs = [books.total("cost_nano", START, end, model=row.key) for row in rows]
+    assert [row.sums["cost_nano"] for row in rows] == costs == sorted(costs, reverse=True)
+    assert {row.key for row in rows} == {m for m in MODELS if m}
+
+
+async def test_a_deleted_organization_leaves_nothing_and_takes_nothing_else_along(db, store):
+    books = Books(1)
+    other = Books(2, part=books.part)
+    other.seq = [100, 0]
+    await append(db, store, books, books.windows(0, 30))
+    await store.roll_up(books.part)
+    await append(db, store, books, books.windows(0, 5))
+    await append(db, store, other, other.windows(0, 30))
+    async with db.change(Scope(), call=None) as change:
+        await store.forget(change, books.part, books.org)
+        for table in ("deltas", "minutes", "hours", "days", "months", "series"):
+            left = await change.connection.fetch(f"SELECT DISTINCT org_id FROM {table}")
+            assert books.org not in {r["org_id"] for r in left}
+    end = START + timedelta(days=5)
+    result = await ask(store, other, START, end, "all")
+    assert result.totals.sums["events"] == other.total("events", START, end)
+
+
+async def test_two_roll_ups_at_once_move_each_delta_once(db, store):
+    books = Books()
+    await append(db, store, books, books.windows(0, 300))
+    moved = await asyncio.gather(*(store.roll_up(books.part) for _ in range(4)))
+    assert sum(moved) == 300
+    end = START + timedelta(days=5)
+    result = await ask(store, books, START, end, "month")
+    assert result.totals.sums["cost_nano"] == books.total("cost_nano", START, end)
+
+
+async def test_sketches_survive_the_roll_up(db, store):
+    books = Books()
+    end = START + timedelta(days=5)
+    await append(db, store, books, books.windows(0, 100))
+    before = (await ask(store, books, START, end, "all")).totals.bins
+    await store.roll_up(books.part)
+    await append(db, store, books, books.windows(0, 1))
+    await store.roll_up(books.part)
+    after = dict((await ask(store, books, START, end, "all")).totals.bins)
+    last = books.rows[-1]["latency_bins"][0]
+    expected = dict(before)
+    expected[last] = expected.get(last, 0) + 1
+    assert after == expected
+
+
+def test_series_of_other_dimensions_never_share_an_id():
+    books = Books()
+    found = deltas(books.windows(0, 300), 0)
+    by_id: dict[UUID, object] = {}
+    for delta in found:
+        assert by_id.setdefault(delta.series.series_id, delta.series) == delta.series
+    assert len(by_id) == len({d.series.values for d in found})

@@ -1,0 +1,119 @@
+"""Reads the platform's answers page by page and names every difference from the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import httpx
+
+from tests.e2e.oracle import DIMENSIONS, Key, Measures, Oracle
+
+USAGE = (
+    "events",
+    "errors",
+    "unpriced_events",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cost_usd",
+)
+COSTS = ("input_usd", "output_usd", "cache_read_usd", "cache_write_usd", "cost_usd")
+# The stated error of the latency sketch, and of the rounding of a latency to a microsecond.
+P95_ERROR = Decimal("0.0101")
+
+GROUPINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *(("all", (dimension,)) for dimension in DIMENSIONS),
+    ("minute", ()),
+    ("hour", ("model",)),
+    ("day", ("project_id", "status")),
+    ("month", ("event_type",)),
+    ("all", ("model", "project_id", "user_id", "status")),
+    ("hour", ("mcp_server", "tool")),
+)
+
+
+def read(
+    client: httpx.Client, path: str, org_id: str, granularity: str, group_by: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The pages of one question about the eight days behind now."""
+    end = datetime.now(UTC) + timedelta(minutes=10)
+    params: dict[str, Any] = {
+        "org_id": org_id,
+        "start": (end - timedelta(days=8)).isoformat(),
+        "end": end.isoformat(),
+        "granularity": granularity,
+        "page_size": 500,
+    }
+    if group_by:
+        params["group_by"] = ",".join(group_by)
+    while True:
+        answer = client.get(path, params=params)
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        yield page
+        if page["next_page_token"] is None:
+            return
+        params["page_token"] = page["next_page_token"]
+
+
+def differences(client: httpx.Client, org_id: str, oracle: Oracle) -> list[str]:
+    """Every measure of every grouping in which the platform and the oracle differ."""
+    found: list[str] = []
+    for granularity, group_by in GROUPINGS:
+        expected = oracle.rows(granularity, group_by)
+        for path, measures in (("/analytics/usage", USAGE), ("/analytics/costs", COSTS)):
+            label = f"{path} {granularity} by {','.join(group_by) or 'nothing'}"
+            pages = list(read(client, path, org_id, granularity, group_by))
+            rows = {_key(r, granularity, group_by): r for page in pages for r in page["rows"]}
+            found += _compare_rows(label, rows, expected, measures)
+            for page in pages:
+                found += _compare(f"{label} totals", page["totals"], oracle.total(), measures)
+    return found
+
+
+def _key(row: dict[str, Any], granularity: str, group_by: Sequence[str]) -> Key:
+    return (None if granularity == "all" else row["start"], *(row[d] for d in group_by))
+
+
+def _compare_rows(
+    label: str,
+    rows: dict[Key, dict[str, Any]],
+    expected: dict[Key, Measures],
+    measures: Sequence[str],
+) -> list[str]:
+    found = [f"{label}: {key} is missing" for key in expected.keys() - rows.keys()]
+    found += [f"{label}: {key} is too much" for key in rows.keys() - expected.keys()]
+    for key in rows.keys() & expected.keys():
+        found += _compare(f"{label} {key}", rows[key], expected[key], measures)
+    return found
+
+
+def _compare(
+    label: str, row: dict[str, Any], expected: Measures, measures: Sequence[str]
+) -> list[str]:
+    found = []
+    for name in measures:
+        wanted = getattr(expected, name)
+        given = Decimal(row[name]) if name.endswith("_usd") else row[name]
+        if given != wanted:
+            found.append(f"{label}: {name} is {row[name]}, not {wanted}")
+    if "latency_ms_avg" in row:
+        found += _compare_latency(label, row, expected)
+    return found
+
+
+def _compare_latency(label: str, row: dict[str, Any], expected: Measures) -> list[str]:
+    average, p95 = expected.latency_ms_avg, expected.latency_ms_p95
+    if average is None or p95 is None:
+        wrong = row["latency_ms_avg"] is not None or row["latency_ms_p95"] is not None
+        return [f"{label}: a latency where none was sent"] if wrong else []
+    found = []
+    if abs(Decimal(str(row["latency_ms_avg"])) - average) > Decimal("0.001"):
+        found.append(f"{label}: latency_ms_avg is {row['latency_ms_avg']}, not {average}")
+    if abs(Decimal(str(row["latency_ms_p95"])) - p95) > p95 * P95_ERROR:
+        found.append(f"{label}: latency_ms_p95 is {row['latency_ms_p95']}, not {p95}")
+    return found
