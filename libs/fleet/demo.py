@@ -5,12 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,11 +14,11 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from fleet.process import Platform, PlatformEnded
 from fleet.replay import Outcome, client, send_with_progress, wait_until_fresh
 from fleet.workload import Request, Workload, generate, read_trace
 
 TRACE = Path("../shared/data/azure-llm-2023-conv.csv")
-START_PATIENCE = 90.0
 
 
 class DemoFailed(Exception):
@@ -47,14 +41,16 @@ def run(data: Path, listen: str, *, once: bool, seed: int = 1) -> None:
     """Start the platform, replay an hour, report, and stay until Ctrl-C unless ``once``.
 
     Raises:
-        DemoFailed: the platform did not start, or a step was refused.
+        DemoFailed: a step was refused.
+        PlatformEnded: the platform did not start.
     """
     console = Console()
     address = f"http://{listen}"
-    begun = time.monotonic()
-    with _platform(data, listen, console) as process:
-        _wait_until_ready(address, process)
-        console.print(f"MindWeave is ready at {address} after {time.monotonic() - begun:.1f} s.")
+    platform = Platform(data, listen)
+    console.print(f"Starting the embedded platform in {data} (log: {platform.log}) ...")
+    with platform:
+        waited = platform.wait_until_ready()
+        console.print(f"MindWeave is ready at {address} after {waited:.1f} s.")
         account = _register(address)
         requests = _requests(console, seed)
         workload = Workload(requests, list(account.projects), datetime.now(UTC), seed)
@@ -64,40 +60,7 @@ def run(data: Path, listen: str, *, once: bool, seed: int = 1) -> None:
         _next_steps(console, address, account)
         if not once:
             console.print("\nThe platform keeps running; Ctrl-C stops it.")
-            _stay(process)
-
-
-@contextmanager
-def _platform(data: Path, listen: str, console: Console) -> Iterator[subprocess.Popen[bytes]]:
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = data / "mindweave.log"
-    console.print(f"Starting the embedded platform in {data} (log: {log}) ...")
-    command = [sys.executable, "-m", "fleet.cli", "all", "--data", str(data), "--listen", listen]
-    with log.open("ab") as output:
-        # A group of its own, so that Ctrl-C reaches this program alone, which then stops it.
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
-
-
-def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_PATIENCE
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise DemoFailed(f"the platform ended with code {process.returncode}; its log says why")
-        try:
-            if httpx.get(f"{address}/health/ready", timeout=2).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            # Not listening yet; the deadline bounds the wait.
-            time.sleep(0.1)
-            continue
-        time.sleep(0.1)
-    raise DemoFailed(f"the platform was not ready within {START_PATIENCE:.0f} s; see its log")
+            _stay(platform)
 
 
 def _register(address: str) -> Account:
@@ -182,7 +145,7 @@ def _table(
         table.add_column(name, justify="right")
     table.add_column("Cost, USD", justify="right")
     now = datetime.now(UTC)
-    params = {
+    params: dict[str, str | int] = {
         "org_id": account.org_id,
         "start": (now - timedelta(days=2)).isoformat(),
         "end": (now + timedelta(minutes=1)).isoformat(),
@@ -247,9 +210,9 @@ def _next_steps(console: Console, address: str, account: Account) -> None:
         console.out(line, highlight=False)
 
 
-def _stay(process: subprocess.Popen[bytes]) -> None:
+def _stay(platform: Platform) -> None:
     try:
-        process.wait()
+        code = platform.process.wait()
     except KeyboardInterrupt:
         return
-    raise DemoFailed(f"the platform ended with code {process.returncode}; its log says why")
+    raise PlatformEnded(f"code {code}:\n{platform.last_lines()}")

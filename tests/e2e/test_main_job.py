@@ -1,0 +1,118 @@
+"""A real hour of usage in, its exact cost out: every measure by every dimension."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from fleet.replay import Outcome, Sender, client, wait_until_fresh
+from fleet.workload import Event, Workload, read_trace
+from tests.e2e.comparison import differences
+from tests.e2e.oracle import PRICES, Oracle
+from tests.e2e.tenant import Tenant, tenant
+
+pytestmark = pytest.mark.e2e
+
+TRACE = Path(os.environ.get("MINDWEAVE_TRACE", "../shared/data/azure-llm-2023-conv.csv"))
+
+
+@dataclass
+class Replayed:
+    """The trace, sent twice in other batches, and the oracle's books of it."""
+
+    tenant: Tenant
+    first: Outcome
+    second: Outcome
+    oracle: Oracle
+
+
+def send(tenant: Tenant, batches: list[list[Event]]) -> Outcome:
+    """Send the batches and wait until analytics shows them."""
+
+    async def run() -> Outcome:
+        async with client(tenant.owner.address, tenant.key["key"]) as http:
+            outcome = await Sender(http).send(batches)
+            assert outcome.accepted_at is not None
+            await wait_until_fresh(http, tenant.org_id, outcome.accepted_at)
+            return outcome
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def replayed(address: str) -> Replayed:
+    assert TRACE.is_file(), f"the real trace is not at {TRACE}; set MINDWEAVE_TRACE"
+    who = tenant(address)
+    workload = Workload(read_trace(TRACE), who.projects, datetime.now(UTC), seed=11)
+    oracle = Oracle(who.org_id, who.key["id"])
+    first = send(who, workload.batches(250))
+    oracle.acknowledge(first.acknowledged)
+    second = send(who, workload.batches(1000))
+    oracle.acknowledge(second.acknowledged)
+    return Replayed(who, first, second, oracle)
+
+
+def test_every_event_of_the_trace_is_accepted_both_times(replayed: Replayed):
+    for outcome in (replayed.first, replayed.second):
+        assert outcome.rejected == []
+        assert outcome.accepted == len(outcome.acknowledged)
+        assert outcome.accepted > 20_000
+
+
+def test_no_measure_by_any_dimension_differs_from_the_oracle(replayed: Replayed):
+    assert replayed.oracle.total().cost_usd > 0
+    assert replayed.oracle.total().unpriced_events > 0
+    found = differences(replayed.tenant.client, replayed.tenant.org_id, replayed.oracle)
+    assert found == []
+
+
+def test_the_comparison_notices_one_lost_event(replayed: Replayed):
+    books = copy.copy(replayed.oracle)
+    lost = next(iter(books.events))
+    books.events = {k: v for k, v in books.events.items() if k != lost}
+    assert differences(replayed.tenant.client, replayed.tenant.org_id, books)
+
+
+def test_the_comparison_notices_one_changed_price(replayed: Replayed):
+    # A tenth of a cent per million input tokens on one model.
+    changed = {**PRICES, "gpt-5-mini": ("0.251", *PRICES["gpt-5-mini"][1:])}
+    books = Oracle(replayed.tenant.org_id, replayed.tenant.key["id"], changed)
+    books.events = replayed.oracle.events
+    assert differences(replayed.tenant.client, replayed.tenant.org_id, books)
+
+
+def test_a_repeat_with_another_body_is_a_counted_conflict(address: str):
+    who = tenant(address)
+    event = {
+        "event_id": str(uuid4()),
+        "timestamp": datetime.now(UTC).isoformat(),
+        "event_type": "api_call",
+        "model": "claude-haiku-4-5",
+        "input_tokens": 1000,
+    }
+    before = conflicts(who)
+    send(who, [[event]])
+    send(who, [[event, {**event, "input_tokens": 2000}], [{**event, "user_id": "else"}]])
+    assert conflicts(who) == before + 2
+    totals = who.client.get("/analytics/usage", params={"granularity": "all"}).json()["totals"]
+    assert (totals["events"], totals["input_tokens"]) == (1, 1000)
+    assert totals["cost_usd"] == "0.001000000"
+
+
+def conflicts(who: Tenant) -> int:
+    """The platform's counter of conflicts."""
+    scopes = {"name": "metrics", "scopes": ["metrics:read"]}
+    key = who.owner.client.post("/auth/api-keys", json=scopes).json()["key"]
+    answer = who.client.get("/v1/metrics", headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code == 200, answer.text
+    lines = [
+        ln for ln in answer.text.splitlines() if ln.startswith("mindweave_usage_conflicts_total")
+    ]
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines)
