@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from fleet.replay import ReplayFailed, Sender, client, wait_until_fresh
 from fleet.workload import Event, Workload, generate
 from tests.e2e.comparison import differences
 from tests.e2e.oracle import Oracle
+from tests.e2e.own import own_platform
 from tests.e2e.tenant import Tenant, tenant
 
 pytestmark = pytest.mark.e2e
@@ -29,15 +29,8 @@ TRIES = 25
 
 @pytest.fixture
 def platform(tmp_path: Path) -> Iterator[Platform]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    platform = Platform(tmp_path / "data", f"127.0.0.1:{port}")
-    with platform:
-        platform.wait_until_ready()
+    with own_platform(tmp_path / "data") as platform:
         yield platform
-    for left_behind in platform.processes():
-        left_behind.kill()
 
 
 class Client:

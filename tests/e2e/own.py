@@ -1,0 +1,31 @@
+"""A platform of a test's own, where the test breaks things."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fleet.process import Platform
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def own_platform(data: Path, environment: Mapping[str, str] | None = None) -> Iterator[Platform]:
+    """A ready platform in ``data``; whatever it leaves behind is ended at the end."""
+    platform = Platform(data, f"127.0.0.1:{free_port()}", environment)
+    try:
+        with platform:
+            platform.wait_until_ready()
+            yield platform
+    finally:
+        for left_behind in platform.processes():
+            left_behind.kill()
