@@ -67,9 +67,12 @@ class Sender:
                 if progress is not None:
                     progress(len(batch))
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self.concurrency):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.concurrency):
+                    group.create_task(work())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         outcome.seconds = time.monotonic() - begun
         return outcome
 

@@ -183,7 +183,7 @@ def widen(start: datetime, end: datetime) -> tuple[datetime, datetime]:
     Raises:
         Invalid: ``start`` is not before ``end``, or a year is out of range.
     """
-    for name, moment in (("start", start), ("end", end)):
+    for name, moment in (("end", end), ("start", start)):
         if not 1970 < moment.year < 2200:
             raise Invalid(
                 f"{name} must lie between 1971 and 2199.",

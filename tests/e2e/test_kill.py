@@ -47,7 +47,7 @@ class Client:
         async with client(self._platform.address, self._who.key["key"]) as http:
             try:
                 outcome = await Sender(http, concurrency=1, patience=patience).send([batch])
-            except* ReplayFailed:
+            except ReplayFailed:
                 return False
         assert outcome.rejected == []
         assert outcome.accepted_at is not None

@@ -58,7 +58,13 @@ def permitted(principal: Principal, role: str | None, permission: str) -> bool:
 
 @dataclass(slots=True)
 class Call:
-    """One incoming call. ``roles`` maps each open organization of the caller to its role."""
+    """One incoming call. ``roles`` maps each open organization of the caller to its role.
+
+    ``deadline`` is in seconds of ``time.monotonic``; ``acting_for`` holds the organizations that a
+    calling service says it works on, and ``org_id`` is the one that was authorized. ``answered``
+    and ``recorded`` say that a transaction has committed with the answer kept for the idempotency
+    key, and with the audit record.
+    """
 
     operation: str
     principal: Principal
@@ -73,7 +79,14 @@ class Call:
     user_agent: str | None = None
     correlation_id: str = ""
     authorized: bool = False
+    org_id: UUID | None = None
     etag: int | None = None
+    answered: bool = False
+    recorded: bool = False
+    deadline: float | None = None
+    acting_for: tuple[UUID, ...] = ()
+    # How often each request was sent on to another service, so that its repeats differ by number.
+    sent: dict[str, int] = field(default_factory=dict)
 
     @property
     def orgs(self) -> tuple[UUID, ...]:
@@ -118,6 +131,7 @@ class Call:
         if not permitted(self.principal, role, self.permission):
             raise PermissionDenied(f"This needs the permission {self.permission}.")
         self.authorized = True
+        self.org_id = org_id
 
 
 _current: ContextVar[Call | None] = ContextVar("mindweave_call", default=None)

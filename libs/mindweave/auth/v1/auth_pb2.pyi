@@ -101,6 +101,7 @@ class RegisterRequest(_message.Message):
     PASSWORD_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     email: _builtins.str
+    """Blanks around it do not count, nor does case."""
     password: _builtins.str
     """At least 15 characters; checked against leaked passwords."""
     display_name: _builtins.str

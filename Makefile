@@ -1,0 +1,56 @@
+# `make` alone prints the targets. Everything runs in .venv, made by uv from uv.lock.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+UV_VERSION := 0.13.8
+PYTHON := $(firstword $(shell command -v python3.11 python3))
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
+RUN := $(UV) run --no-sync
+# What buf compares the protos with: the descriptors of the last release.
+RELEASED := proto/released.binpb
+
+.PHONY: help setup demo test lint proto e2e bench clean
+
+help:
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(if $(filter uv,$(UV)),,.tools/bin/uv)
+	@$(UV) sync --locked --all-extras --quiet
+
+.tools/bin/uv:
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools 'uv==$(UV_VERSION)'
+
+demo: setup ## start the platform, replay an hour of usage, print its cost (ONCE=1: then end)
+	@$(RUN) mindweave demo $(if $(ONCE),--once)
+
+test: lint ## everything: lint, types, unit, store, rpc, bus and e2e tests, coverage
+	@$(RUN) python tests/run.py
+
+lint: setup ## formatting, lint, types, import rules, protos, generated files
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check --quiet .
+	@$(RUN) mypy
+	@$(RUN) lint-imports
+	@$(RUN) python proto/generate.py --check
+	@$(RUN) buf lint
+	@$(RUN) buf breaking --against $(RELEASED)
+	@$(RUN) python -m services.gateway.http.openapi --check docs/api/openapi.json
+	@$(RUN) python -m common.events.asyncapi --check docs/api/asyncapi.json
+
+proto: setup ## make the stubs, the descriptor set and docs/api from the protos
+	@$(RUN) python proto/generate.py
+	@$(RUN) python -m services.gateway.http.openapi docs/api/openapi.json
+	@$(RUN) python -m common.events.asyncapi docs/api/asyncapi.json
+
+e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a running platform)
+	@$(RUN) pytest -m e2e
+
+bench: setup ## the benchmarks; each ends with one line of JSON
+	@$(RUN) python -m bench.platform
+
+clean: ## remove what was made: environment, tools, caches, data
+	@rm -rf .venv .tools .cache .data .coverage* .pytest_cache .mypy_cache .ruff_cache \
+	  .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

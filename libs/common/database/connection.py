@@ -1,0 +1,112 @@
+"""One connection to PostgreSQL, and what its failures mean to a caller."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import asyncpg
+import msgspec
+
+from common.errors import Unavailable
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+# Seconds until a database that does not answer is reported as unavailable.
+CONNECT_TIMEOUT = 3.0
+COMMAND_TIMEOUT = 10.0
+
+_log = logging.getLogger(__name__)
+
+_LOST = (
+    ConnectionError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.QueryCanceledError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+# Rolled back by the server through no fault of the statement: the same call may succeed again.
+_ROLLED_BACK = (
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+)
+
+
+def options(name: str, command_timeout: float | None = COMMAND_TIMEOUT) -> dict[str, Any]:
+    """What every connection of a service is opened with; ``name`` shows in pg_stat_activity."""
+    return {
+        "timeout": CONNECT_TIMEOUT,
+        "command_timeout": command_timeout,
+        "server_settings": {"application_name": f"mindweave {name}"},
+    }
+
+
+async def prepare(connection: Connection) -> None:
+    """Make json and jsonb Python values. uuid, timestamptz (aware, UTC) and bytea are already."""
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(
+            name, schema="pg_catalog", encoder=_encode_json, decoder=msgspec.json.decode
+        )
+
+
+def _encode_json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+async def connect(
+    dsn: str, name: str, *, command_timeout: float | None = COMMAND_TIMEOUT
+) -> Connection:
+    """A connection outside of any pool; a command may take ``command_timeout`` seconds.
+
+    Raises:
+        Unavailable: the database does not answer or lets nobody in.
+    """
+    with connecting(name):
+        connection: Connection = await asyncpg.connect(dsn, **options(name, command_timeout))
+        try:
+            await prepare(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+
+@contextmanager
+def connecting(name: str) -> Iterator[None]:
+    """Turns every failure to get a connection into Unavailable; the cause is logged."""
+    try:
+        yield
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        _log.warning("no connection to the database of %s: %r", name, error)
+        raise Unavailable(
+            "The database is not available.", code="database_unavailable", retry_after=1
+        ) from error
+
+
+@contextmanager
+def using(connection: Connection) -> Iterator[None]:
+    """Turns a lost connection, a timeout and a transaction to repeat into Unavailable."""
+    try:
+        yield
+    except _ROLLED_BACK as error:
+        raise Unavailable(
+            "Another change came in between; try again.", code="try_again", retry_after=1
+        ) from error
+    except _LOST as error:
+        raise Unavailable(
+            "The database is not available.", code="database_unavailable", retry_after=1
+        ) from error
+    except asyncpg.InterfaceError as error:
+        if not connection.is_closed():
+            raise
+        raise Unavailable(
+            "The database is not available.", code="database_unavailable", retry_after=1
+        ) from error

@@ -1,0 +1,207 @@
+"""The bus port: ordered, durable, at-least-once delivery of records, whatever the broker is.
+
+A topic has a fixed number of partitions; records of one partition keep their order. A reader is
+either a subscription (the bus keeps its place) or fetches by explicit offset and keeps its place
+itself, telling the broker by ``commit`` what may be trimmed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import xxhash
+
+from common.background import Background
+from common.errors import Unavailable
+
+CONTENT_TYPE = "content-type"
+DEAD = ".dead"
+
+
+class BusUnavailable(Unavailable):
+    """The broker cannot be reached or does not confirm."""
+
+    code = "bus_unavailable"
+
+    def __init__(self, detail: str = "The event broker is not available.") -> None:
+        super().__init__(detail, retry_after=1.0)
+
+
+class BusFull(Unavailable):
+    """A partition holds as many records as it may; none of the call's records was taken."""
+
+    code = "bus_full"
+
+    def __init__(self, detail: str = "The event broker is full.") -> None:
+        super().__init__(detail, retry_after=1.0)
+
+
+class OffsetLost(Exception):
+    """Records after the given token are not in the broker any more, or never were."""
+
+
+class TopicMismatch(Exception):
+    """The topic exists with another number of partitions."""
+
+
+class TopicUnknown(Exception):
+    """Nobody has declared the topic."""
+
+
+class DeadLetter(Exception):
+    """Raised by a handler: trying this record again cannot help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as read. ``token`` is the driver's offset, opaque and unique in its partition.
+
+    ``attempt`` counts the deliveries to the handler by this process, from 1.
+    """
+
+    topic: str
+    partition: int
+    token: str
+    key: str
+    value: bytes
+    headers: Mapping[str, str]
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record to publish; without ``partition`` its key's hash chooses one."""
+
+    value: bytes
+    key: str = ""
+    partition: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds between attempts: doubled from ``first`` to ``limit``, spread by a fifth."""
+
+    first: float = 0.2
+    limit: float = 15.0
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row (1 or more)."""
+        spread = 1 + secrets.SystemRandom().uniform(-0.2, 0.2)
+        return float(min(self.limit, self.first * 2 ** min(failures - 1, 30)) * spread)
+
+
+Handler = Callable[[Record], Awaitable[None]]
+
+
+class Subscription(Background, Protocol):
+    """A running reader; ``stop`` lets the handler finish the record at hand."""
+
+
+class Bus(Protocol):
+    """What every driver offers; the contract suite in tests/common says how it behaves.
+
+    Every method that talks to the broker raises ``BusUnavailable`` within seconds when it is down.
+    """
+
+    name: str
+
+    async def start(self) -> None:
+        """Make ready; the broker need not be up yet."""
+        ...
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        ...
+
+    async def ping(self) -> None:
+        """Ask the broker whether it is there."""
+        ...
+
+    async def declare(self, topic: str, partitions: int, groups: Sequence[str] = ()) -> None:
+        """Make the topic, or add groups to it; its records are kept until every group commits.
+
+        A topic without groups keeps its last 100,000 records a partition.
+
+        Raises:
+            TopicMismatch: it exists with another number of partitions.
+        """
+        ...
+
+    async def partitions(self, topic: str) -> int:
+        """The topic's stored number of partitions.
+
+        Raises:
+            TopicUnknown: it was never declared.
+        """
+        ...
+
+    async def birth(self, topic: str, partition: int) -> str:
+        """An id made with the partition; another one means that the broker's data was replaced."""
+        ...
+
+    async def publish(self, topic: str, records: Sequence[Outgoing]) -> list[str]:
+        """Publish all or raise; returns their tokens once the broker has them durably.
+
+        A caller whose publish was refused may publish again: at worst a record is there twice.
+
+        Raises:
+            BusFull: a partition is full; none was taken.
+        """
+        ...
+
+    async def fetch(
+        self, topic: str, partition: int, after: str | None, *, max_records: int, wait: float
+    ) -> list[Record]:
+        """The next records after a token (None: from the first kept), in order.
+
+        Waits up to ``wait`` seconds for the first one; returns fewer than ``max_records`` where
+        their bytes would be too many at once.
+
+        Raises:
+            OffsetLost: the record next to ``after`` is not in the broker.
+        """
+        ...
+
+    async def end(self, topic: str, partition: int) -> str | None:
+        """The token of the last record ever published; None while there was none."""
+        ...
+
+    async def commit(self, topic: str, partition: int, group: str, token: str) -> None:
+        """Let the broker forget, for this group, all records up to the token."""
+        ...
+
+    async def lag(self, topic: str, group: str) -> int:
+        """Records that the group has not committed, over all partitions."""
+        ...
+
+    def subscribe(
+        self,
+        topics: Sequence[str],
+        group: str,
+        handler: Handler,
+        *,
+        max_attempts: int = 5,
+        backoff: Backoff | None = None,
+    ) -> Subscription:
+        """Read as one of a group, a partition by one member at a time, its records in order.
+
+        A record is done when the handler returns. Where it raises ``Unavailable`` or a connection
+        error, it is tried again for ever; ``DeadLetter`` at once and other errors after
+        ``max_attempts`` send it to ``<topic>.dead`` with the headers origin-topic,
+        origin-partition, origin-token, error and attempt.
+        """
+        ...
+
+    def tail(self, topics: Sequence[str], handler: Handler) -> Subscription:
+        """Show every new record to this process, from ``start`` on; nothing is kept for it."""
+        ...
+
+
+def partition_for(key: str | bytes, partitions: int) -> int:
+    """The partition of a key: xxh3-64 of its bytes modulo their number."""
+    raw = key.encode() if isinstance(key, str) else key
+    return xxhash.xxh3_64_intdigest(raw) % partitions

@@ -1,0 +1,6 @@
+"""Exactly-once consumption: the place in a partition moves in the transaction of the effect."""
+
+from common.events.ledger.consumer import PartitionConsumer
+from common.events.ledger.tenure import RecordRefused
+
+__all__ = ["PartitionConsumer", "RecordRefused"]

@@ -1,0 +1,249 @@
+"""The consumer: takes partitions, watches its leases, keeps their watermarks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import datetime
+from time import monotonic
+
+from common.background import PartStatus
+from common.clock import Clock
+from common.database import Database
+from common.errors import Unavailable
+from common.events.bus import Backoff, Bus, TopicUnknown
+from common.events.delivery import lag_gauge
+from common.events.ledger.offsets import Offsets
+from common.events.ledger.tenure import After, Apply, PartHook, Tenure, Work
+
+# Seconds that a batch gets to finish when the consumer stops.
+_GRACE = 10.0
+# Seconds between two readings of the lag while there is some.
+_MEASURE_EVERY = 0.25
+_RETRY = Backoff(first=0.2, limit=2.0)
+
+_logger = logging.getLogger(__name__)
+
+
+class PartitionConsumer:
+    """Applies the records of a topic, each exactly once, a partition by one owner at a time.
+
+    ``apply`` gets a connection inside of a transaction, the partition and a batch in order; its
+    effects and the partition's new place commit together. It may run again for the same records
+    when that transaction failed, so what it keeps in memory belongs into ``after``, which runs
+    once the batch has committed, with what ``apply`` returned. ``on_take`` runs when a partition
+    was taken, before its first batch. ``idle`` runs at every ``cadence`` at which everything in
+    the partition is applied.
+
+    An error that may pass is tried again for ever. Another birth id of the stream, records that
+    are gone, ``RecordRefused`` and the same unexpected error five times in a row stop the
+    partition: nothing is skipped, and ``status`` is not live until the process starts anew.
+    """
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        db: Database,
+        topic: str,
+        group: str,
+        owner: str,
+        apply: Apply,
+        after: After | None = None,
+        on_take: PartHook | None = None,
+        idle: PartHook | None = None,
+        clock: Clock | None = None,
+        max_records: int = 64,
+        lease: float = 10.0,
+        cadence: float = 0.1,
+        backoff: Backoff | None = None,
+    ) -> None:
+        """Takes nothing before ``start``.
+
+        Args:
+            bus: where the topic is.
+            db: where the effects go; its table ``offsets`` keeps the places.
+            topic: the topic; whoever declares it says how many partitions it has.
+            group: whom the broker keeps records for.
+            owner: names this process; the same name takes its partitions back at once.
+            apply: see above.
+            after: see above.
+            on_take: see above.
+            idle: see above.
+            clock: for watermarks; the database's when absent.
+            max_records: in a batch.
+            lease: seconds after which a dead owner's partitions are taken.
+            cadence: seconds between two looks at the partitions' ends.
+            backoff: between attempts after an error.
+        """
+        self.name = f"{group} of {topic}"
+        self._bus = bus
+        self._topic = topic
+        self._group = group
+        self._idle = idle
+        self._clock = clock or db.clock
+        self._lease = lease
+        self._cadence = cadence
+        self._offsets = Offsets(db, topic=topic, owner=owner, lease=lease)
+        self._work = Work(
+            bus=bus,
+            db=db,
+            offsets=self._offsets,
+            topic=topic,
+            group=group,
+            apply=apply,
+            after=after,
+            on_take=on_take,
+            max_records=max_records,
+            backoff=backoff or _RETRY,
+        )
+        self._parts = 0
+        self._tenures: dict[int, Tenure] = {}
+        self._stopped: dict[int, str] = {}
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._trouble = "not started"
+        self._lag: int | None = None
+        self._measured = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lag_gauge = lag_gauge(db.telemetry).of(topic=topic, group=group)
+        self._stop_gauge = db.telemetry.gauge(
+            "mindweave_partition_stopped",
+            "1 for a partition that waits for people to look at it.",
+            ["topic", "partition"],
+        )
+
+    async def start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._hold_for_ever(), name=f"{self.name} leases"),
+            asyncio.create_task(self._look_for_ever(), name=f"{self.name} watermarks"),
+        ]
+
+    async def stop(self) -> None:
+        self._stopping = True
+        tenures = list(self._tenures.values())
+        await asyncio.gather(*(tenure.worker.end(_GRACE) for tenure in tenures))
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        try:
+            await asyncio.gather(*(tenure.hint() for tenure in tenures))
+            await self._offsets.release([tenure.part for tenure in tenures])
+        except Unavailable as error:
+            _logger.info("%s: its leases run out by themselves: %s", self.name, error)
+
+    def held(self) -> list[int]:
+        """The partitions that this process works on."""
+        return sorted(part for part, t in self._tenures.items() if t.worker.running)
+
+    def caught_up_at(self, part: int) -> datetime | None:
+        """A time before which everything published to the partition is applied.
+
+        None while that is not known, and where the partition is another's.
+        """
+        tenure = self._tenures.get(part)
+        return tenure.caught_up_at if tenure is not None and tenure.worker.running else None
+
+    def status(self) -> PartStatus:
+        ended = any(task.done() for task in self._tasks)
+        troubles = [*self._stopped.values(), self._trouble]
+        troubles += [tenure.trouble for tenure in self._tenures.values()]
+        trouble = "; ".join(t for t in troubles if t)
+        return PartStatus(
+            ready=not (trouble or ended),
+            detail=trouble or f"works on {len(self.held())} of {self._parts} partitions",
+            lag=self._lag,
+            live=not (self._stopped or ended),
+        )
+
+    async def _hold_for_ever(self) -> None:
+        failures = 0
+        while True:
+            try:
+                if not self._parts:
+                    self._parts = await self._bus.partitions(self._topic)
+                    await self._bus.declare(self._topic, self._parts, [self._group])
+                await self._hold()
+            except (Unavailable, TopicUnknown) as error:
+                failures += 1
+                self._trouble = f"{type(error).__name__}: {error}"
+                await asyncio.sleep(_RETRY.delay(failures))
+            else:
+                failures, self._trouble = 0, ""
+                await self._rest(self._lease / 3)
+
+    async def _hold(self) -> None:
+        """Renew what is held, give up what was lost, take what is free."""
+        for part, tenure in list(self._tenures.items()):
+            if not tenure.worker.running:
+                self._end(part, tenure)
+        epochs = await self._offsets.renew(self._tenures) if self._tenures else {}
+        for part, tenure in list(self._tenures.items()):
+            if epochs.get(part) != tenure.epoch:
+                _logger.warning("%s/%d is another's now", self._topic, part)
+                await tenure.worker.cut()
+                self._end(part, tenure)
+        if self._stopping:
+            return
+        for part in range(self._parts):
+            if part not in self._tenures and part not in self._stopped:
+                await self._take(part)
+
+    async def _take(self, part: int) -> None:
+        birth = await self._bus.birth(self._topic, part)
+        holding = await self._offsets.take(part, birth)
+        if holding is not None:
+            tenure = Tenure(self._work, part, holding)
+            self._tenures[part] = tenure
+            tenure.worker.start(tenure.run(), ended=self._wake.set)
+
+    def _end(self, part: int, tenure: Tenure) -> None:
+        del self._tenures[part]
+        if tenure.worker.failure is not None:
+            _logger.error("%s/%d ended", self._topic, part, exc_info=tenure.worker.failure)
+        if tenure.stopped is not None:
+            self._stopped[part] = tenure.stopped
+            self._stop_gauge.of(topic=self._topic, partition=str(part)).set(1)
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, or a moment only where a partition was lost."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+        await asyncio.sleep(_RETRY.first)
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._cadence)
+            running = [t for t in self._tenures.values() if t.worker.running]
+            caught_up = await asyncio.gather(*(self._look(tenure) for tenure in running))
+            await self._measure(len(running) == self._parts > 0 and all(caught_up))
+
+    async def _look(self, tenure: Tenure) -> bool:
+        try:
+            caught_up = await tenure.look(self._clock.now())
+            await tenure.hint()
+            if caught_up and self._idle is not None:
+                await self._idle(tenure.part)
+        except Unavailable as error:
+            _logger.debug("%s/%d: no look at it: %s", self._topic, tenure.part, error)
+            return False
+        except Exception:
+            _logger.exception("%s/%d: its idle hook failed", self._topic, tenure.part)
+            return False
+        return caught_up
+
+    async def _measure(self, caught_up: bool) -> None:
+        if caught_up:
+            self._lag = 0
+        elif self._parts and monotonic() - self._measured > _MEASURE_EVERY:
+            self._measured = monotonic()
+            try:
+                self._lag = await self._bus.lag(self._topic, self._group)
+            except Unavailable:
+                return
+        self._lag_gauge.set(self._lag or 0)

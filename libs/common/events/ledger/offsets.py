@@ -1,0 +1,119 @@
+"""The table ``offsets``: how far each partition is processed, and who may go on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
+
+from common.database import Connection, Database
+
+
+class Fenced(Exception):
+    """The partition has been taken by another, or its place is not where it was thought to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A partition that was just taken: the last token applied, its stream's birth, our epoch."""
+
+    token: str | None
+    birth: str
+    epoch: int
+
+
+class Offsets:
+    """One owner's view of a topic's rows. Times are the database's own."""
+
+    def __init__(self, db: Database, *, topic: str, owner: str, lease: float) -> None:
+        """Args: ``lease`` in seconds."""
+        self._db = db
+        self._topic = topic
+        self._owner = owner
+        self._lease = timedelta(seconds=lease)
+
+    async def take(self, part: int, birth: str) -> Holding | None:
+        """Begin a new epoch of a partition that is free; None while another holds it.
+
+        Args:
+            part: the partition.
+            birth: stored where none is, so with the first taking ever.
+        """
+        async with self._db.session() as connection, connection.transaction():
+            await connection.execute(
+                """
+                INSERT INTO offsets (topic, part, birth) VALUES ($1, $2, $3)
+                ON CONFLICT DO NOTHING
+                """,
+                self._topic,
+                part,
+                birth,
+            )
+            row = await connection.fetchrow(
+                """
+                UPDATE offsets
+                SET epoch = epoch + 1, owner = $3, lease_until = now() + $4,
+                    birth = coalesce(birth, $5), updated_at = now()
+                WHERE topic = $1 AND part = $2
+                    AND (lease_until IS NULL OR lease_until <= now() OR owner = $3)
+                RETURNING token, birth, epoch
+                """,
+                self._topic,
+                part,
+                self._owner,
+                self._lease,
+                birth,
+            )
+        return Holding(row["token"], row["birth"], row["epoch"]) if row is not None else None
+
+    async def renew(self, parts: Collection[int]) -> dict[int, int]:
+        """Prolong the leases that are still this owner's; their epochs by partition."""
+        async with self._db.session() as connection:
+            rows = await connection.fetch(
+                """
+                UPDATE offsets SET lease_until = now() + $4
+                WHERE topic = $1 AND part = ANY ($2::smallint[]) AND owner = $3
+                RETURNING part, epoch
+                """,
+                self._topic,
+                list(parts),
+                self._owner,
+                self._lease,
+            )
+        return {row["part"]: row["epoch"] for row in rows}
+
+    async def release(self, parts: Collection[int]) -> None:
+        """Let others have the partitions at once."""
+        async with self._db.session() as connection:
+            await connection.execute(
+                """
+                UPDATE offsets SET lease_until = now()
+                WHERE topic = $1 AND part = ANY ($2::smallint[]) AND owner = $3
+                """,
+                self._topic,
+                list(parts),
+                self._owner,
+            )
+
+    async def advance(
+        self, connection: Connection, part: int, epoch: int, old: str | None, new: str
+    ) -> None:
+        """Move the place from ``old`` to ``new`` in the transaction of the effect.
+
+        Raises:
+            Fenced: it is not at ``old``, or the epoch is over; the transaction must not commit.
+        """
+        done = await connection.execute(
+            """
+            UPDATE offsets SET token = $5, lease_until = now() + $6, updated_at = now()
+            WHERE topic = $1 AND part = $2 AND epoch = $3 AND token IS NOT DISTINCT FROM $4
+            """,
+            self._topic,
+            part,
+            epoch,
+            old,
+            new,
+            self._lease,
+        )
+        if done != "UPDATE 1":
+            raise Fenced(f"{self._topic}/{part} is not at {old} in epoch {epoch} any more")

@@ -1,0 +1,174 @@
+"""One tenure of a partition, from its taking until it is lost, given back or stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from common.database import Connection, Database
+from common.events.bus import Backoff, Bus, OffsetLost, Record
+from common.events.delivery import TRANSIENT
+from common.events.ledger.offsets import Fenced, Holding, Offsets
+from common.events.worker import Worker
+
+Apply = Callable[[Connection, int, list[Record]], Awaitable[Any]]
+After = Callable[[int, Any], Awaitable[None]]
+PartHook = Callable[[int], Awaitable[None]]
+
+# Seconds that one fetch waits for records.
+_WAIT = 5.0
+# Unexpected errors in a row until a partition stops.
+_MOST_FAILURES = 5
+
+_logger = logging.getLogger(__name__)
+
+
+class RecordRefused(Exception):
+    """Raised by ``apply``: a record cannot be processed; its partition stops until people look."""
+
+
+class StreamReplaced(Exception):
+    """The broker's partition is not the one that the stored place belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done with the records of a topic."""
+
+    bus: Bus
+    db: Database
+    offsets: Offsets
+    topic: str
+    group: str
+    apply: Apply
+    after: After | None
+    on_take: PartHook | None
+    max_records: int
+    backoff: Backoff
+
+
+class Tenure:
+    """Fetches a partition's records and applies each batch with its place in one transaction."""
+
+    def __init__(self, work: Work, part: int, holding: Holding) -> None:
+        self.part = part
+        self.epoch = holding.epoch
+        self.caught_up_at: datetime | None = None
+        self.stopped: str | None = None
+        self.trouble = ""
+        self.worker = Worker(f"{work.topic}/{part}")
+        self._work = work
+        self._birth = holding.birth
+        self._token = holding.token
+        # Behind the token only where nothing was ever applied and the first records are gone.
+        self._position = holding.token
+        self._hinted: str | None = None
+        self._noted: tuple[datetime, str | None] | None = None
+        self._place = f"{work.topic}/{part}"
+
+    async def run(self) -> None:
+        """Returns when the partition is another's, or has stopped (then ``stopped`` says why)."""
+        ready, failures, unexpected = False, 0, 0
+        taken = self._work.on_take is None
+        while True:
+            try:
+                if not ready:
+                    await self._check()
+                    ready = True
+                if self._work.on_take is not None and not taken:
+                    await self._work.on_take(self.part)
+                    taken = True
+                await self._next()
+            except Fenced as lost:
+                _logger.warning("gives up: %s", lost)
+                return
+            except TRANSIENT as error:
+                ready, failures, self.trouble = False, failures + 1, f"{self._place}: {error}"
+                _logger.warning("%s waits: %s", self._place, error)
+                await self.worker.pause(self._work.backoff.delay(failures))
+            except (OffsetLost, RecordRefused, StreamReplaced) as error:
+                self._stop(error)
+                return
+            except Exception as error:
+                unexpected += 1
+                if unexpected >= _MOST_FAILURES:
+                    self._stop(error)
+                    return
+                _logger.exception("%s failed, attempt %d", self._place, unexpected)
+                await self.worker.pause(self._work.backoff.delay(unexpected))
+            else:
+                failures, unexpected, self.trouble = 0, 0, ""
+
+    async def look(self, now: datetime) -> bool:
+        """See whether everything that was there at ``now`` is applied; True where it is.
+
+        Args:
+            now: taken before the call, so that the partition's end is read after it.
+        """
+        if self._noted is not None:
+            return False
+        end = await self._work.bus.end(self._work.topic, self.part)
+        if end == self._position:
+            self.caught_up_at = now
+            return True
+        self._noted = (now, end)
+        return False
+
+    async def hint(self) -> None:
+        """Tell the broker how far it may forget."""
+        token = self._token
+        if token is not None and token != self._hinted:
+            await self._work.bus.commit(self._work.topic, self.part, self._work.group, token)
+            self._hinted = token
+
+    async def _check(self) -> None:
+        """See that the stored place belongs to the stream that is there."""
+        work = self._work
+        await self._check_birth()
+        if self._position is None:
+            end = await work.bus.end(work.topic, self.part)
+            first = await work.bus.fetch(work.topic, self.part, None, max_records=1, wait=0)
+            if not first:
+                self._position = end
+
+    async def _check_birth(self) -> None:
+        birth = await self._work.bus.birth(self._work.topic, self.part)
+        if birth != self._birth:
+            raise StreamReplaced(f"the stream is {birth}, the stored place is of {self._birth}")
+
+    async def _next(self) -> None:
+        work = self._work
+        records = await work.bus.fetch(
+            work.topic, self.part, self._position, max_records=work.max_records, wait=_WAIT
+        )
+        if not records:
+            return
+        if self._token is None:
+            # No token yet by which the bus would see that the stream is another.
+            await self._check_birth()
+        with (
+            self.worker.step(),
+            work.db.telemetry.continued(records[0].headers, f"{work.topic} apply"),
+        ):
+            result = await self._apply(records)
+            if work.after is not None:
+                await work.after(self.part, result)
+
+    async def _apply(self, records: list[Record]) -> Any:
+        work, last = self._work, records[-1].token
+        async with work.db.session() as connection, connection.transaction():
+            result = await work.apply(connection, self.part, records)
+            await work.offsets.advance(connection, self.part, self.epoch, self._token, last)
+        self._token = self._position = last
+        if self._noted is not None and any(r.token == self._noted[1] for r in records):
+            self.caught_up_at, self._noted = self._noted[0], None
+        return result
+
+    def _stop(self, error: Exception) -> None:
+        self.stopped = f"{self._place} has stopped: {type(error).__name__}: {error}"
+        _logger.error(
+            "%s stops until people look at it", self._place, exc_info=error, extra={"alert": True}
+        )

@@ -1,0 +1,156 @@
+"""A member of a consumer group: holds leases of partitions and delivers their records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from common.background import PartStatus
+from common.events.bus import DEAD, Backoff, BusUnavailable, TopicUnknown
+from common.events.delivery import Delivery, lag_gauge
+from common.events.redis_streams import scripts
+from common.events.redis_streams.keys import lease_key
+from common.events.redis_streams.place import Place
+from common.events.worker import Worker
+
+if TYPE_CHECKING:
+    from common.events.redis_streams.bus import RedisStreamsBus
+
+# Seconds that a handler gets to finish when the subscription stops.
+_GRACE = 10.0
+_RECONNECT = Backoff(first=0.1, limit=1.0)
+
+_logger = logging.getLogger(__name__)
+
+
+class GroupSubscription:
+    """Reads the partitions that no other member of the group holds.
+
+    A partition's lease is renewed three times in its life. A handler that still runs when it could
+    not be renewed in time is cancelled, so that two members never work on one partition at once.
+    """
+
+    def __init__(
+        self,
+        bus: RedisStreamsBus,
+        delivery: Delivery,
+        *,
+        topics: Sequence[str],
+        group: str,
+        lease: float,
+    ) -> None:
+        self.name = f"{group} of {', '.join(topics)}"
+        self._bus = bus
+        self._delivery = delivery
+        self._topics = tuple(topics)
+        self._group = group
+        self._lease = lease
+        self._owner = uuid4().hex
+        self._parts: list[tuple[str, int]] = []
+        self._readers: dict[tuple[str, int], Worker] = {}
+        self._held_until = 0.0
+        self._stopping = False
+        self._trouble = "not started"
+        self._lag: int | None = None
+        self._lag_gauge = lag_gauge(delivery.telemetry)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=self.name)
+
+    async def stop(self) -> None:
+        self._stopping = True
+        await asyncio.gather(*(reader.end(_GRACE) for reader in self._readers.values()))
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        try:
+            if self._parts:
+                await self._bus.broker.script(scripts.RELEASE, self._leases(), [self._owner])
+        except BusUnavailable:
+            _logger.info("%s: its leases run out by themselves", self.name)
+
+    def status(self) -> PartStatus:
+        ended = self._task is not None and self._task.done()
+        held = sum(reader.running for reader in self._readers.values())
+        return PartStatus(
+            ready=not (self._trouble or ended),
+            detail=self._trouble or f"reads {held} of {len(self._parts)} partitions",
+            lag=self._lag,
+            live=not ended,
+        )
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                if self._trouble:
+                    await self._prepare()
+                await self._hold()
+            except (BusUnavailable, TopicUnknown) as error:
+                failures += 1
+                self._trouble = f"{type(error).__name__}: {error}"
+                pause = _RECONNECT.delay(failures)
+            else:
+                failures, self._trouble, pause = 0, "", self._lease / 3
+            left = self._held_until - monotonic()
+            if left <= 0:
+                await self._cut(self._parts)
+            await asyncio.sleep(min(pause, left) if left > 0 else pause)
+
+    async def _prepare(self) -> None:
+        parts: list[tuple[str, int]] = []
+        for topic in self._topics:
+            count = await self._bus.partitions(topic)
+            await self._bus.declare(topic, count, [self._group])
+            await self._bus.declare(topic + DEAD, 1)
+            parts += [(topic, partition) for partition in range(count)]
+        self._parts = parts
+
+    async def _hold(self) -> None:
+        """Renew the leases held and take those that are free."""
+        asked = monotonic()
+        answer = await self._bus.broker.script(
+            scripts.LEASE, self._leases(), [self._owner, int(self._lease * 1000)]
+        )
+        self._held_until = asked + self._lease
+        held = {part for part, mine in zip(self._parts, answer, strict=True) if mine}
+        await self._cut([part for part in self._readers if part not in held])
+        for part in held:
+            self._read(part)
+        await self._measure()
+
+    async def _measure(self) -> None:
+        total = 0
+        for topic in self._topics:
+            lag = await self._bus.lag(topic, self._group)
+            self._lag_gauge.of(topic=topic, group=self._group).set(lag)
+            total += lag
+        self._lag = total
+
+    def _read(self, part: tuple[str, int]) -> None:
+        reader = self._readers.get(part)
+        if self._stopping or (reader is not None and reader.running):
+            return
+        if reader is not None and reader.failure is not None:
+            _logger.error("%s: %s/%d ended", self.name, *part, exc_info=reader.failure)
+        worker = Worker(f"{self.name} {part[0]}/{part[1]}")
+        self._readers[part] = worker
+        place = Place(self._bus, self._delivery, *part, owner=self._owner, held=self._still_held)
+        worker.start(place.run(worker))
+
+    def _still_held(self) -> bool:
+        return monotonic() < self._held_until
+
+    async def _cut(self, parts: Sequence[tuple[str, int]]) -> None:
+        lost = [self._readers.pop(part) for part in parts if part in self._readers]
+        if any(reader.running for reader in lost):
+            _logger.warning("%s: gives up %d partitions", self.name, len(lost))
+        await asyncio.gather(*(reader.cut() for reader in lost))
+
+    def _leases(self) -> list[str]:
+        return [lease_key(topic, partition, self._group) for topic, partition in self._parts]

@@ -1,0 +1,50 @@
+"""Whether the process lives, and whether it can do its work."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.http.app import Handler, answer
+
+
+@dataclass(frozen=True)
+class PartHealth:
+    """A part of a service; ``lag`` counts records that wait for it."""
+
+    name: str
+    ready: bool
+    detail: str
+    lag: int | None = None
+
+
+@dataclass(frozen=True)
+class ServiceHealth:
+    """A service of this process with its parts."""
+
+    name: str
+    ready: bool
+    version: str
+    parts: Sequence[PartHealth] = ()
+
+
+HealthSource = Callable[[], Awaitable[Sequence[ServiceHealth]]]
+
+
+def health_pages(services: HealthSource) -> dict[str, Handler]:
+    """``/health/live`` and ``/health/ready``, by path."""
+
+    async def live(_: Request) -> Response:
+        return answer({"status": "ok"})
+
+    async def ready(_: Request) -> Response:
+        found = await services()
+        whole = bool(found) and all(service.ready for service in found)
+        body = {"status": "ok" if whole else "unavailable", "services": found}
+        headers = {} if whole else {"Retry-After": "1"}
+        return answer(body, 200 if whole else 503, headers)
+
+    return {"/health/live": live, "/health/ready": ready}

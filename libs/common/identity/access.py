@@ -1,0 +1,123 @@
+"""In which organizations a caller has which role, as team says."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from uuid import UUID
+
+from common.clock import Clock
+from common.errors import DeadlineExceeded, Unavailable
+from common.identity.call import Principal
+from mindweave.team.v1.team_pb2 import ResolveAccessRequest
+from mindweave.team.v1.team_pb2_grpc import TeamServiceStub
+
+Roles = Mapping[UUID, str]
+
+_FRESH = timedelta(seconds=5)
+_STANDS = timedelta(seconds=60)
+_REMEMBERED = 10_000
+_ASK_SECONDS = 2.0
+_NOWHERE: Roles = MappingProxyType({})
+_NONE: frozenset[UUID] = frozenset()
+
+# The caller, and what it asked about where its answer depends on that: a service's own calls.
+_Key = tuple[str, frozenset[UUID]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    roles: Roles
+    user_id: UUID | None
+    asked: datetime
+    fresh_until: datetime
+
+    def stands_at(self, now: datetime) -> bool:
+        return timedelta() <= now - self.asked < _STANDS
+
+
+class AccessResolver:
+    """Asks team for a caller's roles and remembers the answer.
+
+    An answer is used for 5 s. That a caller has no role is never remembered. While team is down,
+    reads go on with an answer of the last 60 s.
+    """
+
+    def __init__(self, team: TeamServiceStub, clock: Clock) -> None:
+        self._team = team
+        self._clock = clock
+        self._known: OrderedDict[_Key, _Known] = OrderedDict()
+        self._evictions = 0
+
+    async def resolve(
+        self,
+        principal: Principal,
+        want: UUID | None = None,
+        *,
+        reads: bool = False,
+        anew: bool = False,
+        acting_for: Collection[UUID] = (),
+    ) -> Roles:
+        """The caller's role by organization.
+
+        Args:
+            principal: the caller.
+            want: the organization at hand; when it is not among those remembered, team is asked.
+            reads: the operation changes nothing, so that an older answer may stand in for team.
+            anew: ask team even where an answer is remembered.
+            acting_for: organizations that a service works on; only for a service's own principal.
+
+        Raises:
+            Unavailable: team cannot be asked, and no answer may stand in.
+        """
+        if principal.kind == "anonymous":
+            return _NOWHERE
+        if principal.kind == "service":
+            wanted = frozenset(acting_for) if want is None else frozenset((*acting_for, want))
+            if not wanted:
+                return _NOWHERE
+        else:
+            wanted = _NONE if want is None else frozenset((want,))
+        key = (principal.subject, wanted if principal.kind == "service" else _NONE)
+        now = self._clock.now()
+        known = self._known.get(key)
+        if known is not None and not wanted <= known.roles.keys():
+            known = None
+        if known is not None and not anew and known.asked <= now < known.fresh_until:
+            self._known.move_to_end(key)
+            return known.roles
+        try:
+            return await self._ask(principal, key, wanted)
+        except (Unavailable, DeadlineExceeded) as error:
+            if reads and known is not None and known.stands_at(self._clock.now()):
+                return known.roles
+            raise Unavailable("Permissions cannot be checked now.", retry_after=1) from error
+
+    def evict(self, *, user_id: UUID | None = None, org_id: UUID | None = None) -> None:
+        """Forget what is known of a user, of an organization, or of the one in the other."""
+        self._evictions += 1
+        for key, known in list(self._known.items()):
+            of_user = user_id is None or known.user_id == user_id
+            of_org = org_id is None or org_id in known.roles
+            if of_user and of_org:
+                del self._known[key]
+
+    async def _ask(self, principal: Principal, key: _Key, wanted: frozenset[UUID]) -> Roles:
+        asked, evictions = self._clock.now(), self._evictions
+        service = principal.kind == "service"
+        named: Sequence[str] = sorted(map(str, wanted)) if service else ()
+        answer = await self._team.ResolveAccess(
+            ResolveAccessRequest(org_ids=named),
+            timeout=_ASK_SECONDS,
+            metadata=() if service else (("authorization", f"Bearer {principal.token}"),),
+        )
+        roles = MappingProxyType({UUID(found.org_id): found.role for found in answer.access})
+        # What was forgotten meanwhile must not come back with an answer from before.
+        if roles and evictions == self._evictions:
+            self._known[key] = _Known(roles, principal.user_id, asked, asked + _FRESH)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return roles

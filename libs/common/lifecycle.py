@@ -1,0 +1,308 @@
+"""The life of a process: what starts in which order, how it tells that it is ready, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import ip_address
+
+from redis.exceptions import RedisError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from common.background import Background
+from common.clock import Clock
+from common.database import Database, find_answer, pending
+from common.database.housekeeping import housekeeping
+from common.errors import MindWeaveError
+from common.events.catalog import event_types
+from common.http.edge import Edge
+from common.http.health import PartHealth, ServiceHealth, health_pages
+from common.http.server import HttpServer
+from common.outbox import Relay
+from common.rpc.interceptors import Guards
+from common.rpc.server import Server
+from common.service import Parts, Runtime, Service
+from common.settings import Settings, parse_address
+from common.telemetry import Metrics, Telemetry, Tracing
+from common.telemetry.metrics import CONTENT_TYPE
+
+_EDGE = "gateway"
+# Seconds in which a dependency answers a probe, and between two probes while it does not.
+_PROBE = 2.0
+_AGAIN = 0.1
+# Anybody may ask for health: the answer stands this long, in seconds.
+_REPORT_STANDS = 0.2
+# Topics of events that are told one by one have this many partitions; it is stored with them.
+_EVENT_PARTITIONS = 2
+
+Probe = Callable[[], Awaitable[object]]
+
+
+class NotReady(Exception):
+    """What the services depend on did not come up in time; the message names it."""
+
+
+@dataclass
+class _Member:
+    """A service of this process, with what was built for it."""
+
+    service: Service
+    runtime: Runtime
+    parts: Parts
+    database: Database | None
+    tasks: list[Background] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.service.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What was told of the services in a phase, and until when (loop time) that stands."""
+
+    phase: str
+    until: float
+    services: list[ServiceHealth]
+
+
+class Host:
+    """Runs services in this process, on one gRPC server and one HTTP server.
+
+    ``rpc_address``, ``http_address`` and ``metrics_address`` are "host:port" once it has started;
+    ``http_address`` is empty where no service answers over HTTP.
+
+    Args:
+        services: in any order.
+        settings: of the process.
+        version: of the code that runs.
+        clock: the machine's when absent.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        settings: Settings,
+        *,
+        version: str,
+        clock: Clock | None = None,
+    ) -> None:
+        self._services = services
+        self._settings = settings
+        self._version = version
+        self._clock = clock
+        self._metrics = Metrics.of_process()
+        self._tracing = Tracing(settings.otlp_endpoint, version=version)
+        self._telemetry = Telemetry("host", metrics=self._metrics, tracing=self._tracing)
+        self._rpc = Server(settings.grpc_listen)
+        self._http: HttpServer | None = None
+        self._metrics_http: HttpServer | None = None
+        self._members: list[_Member] = []
+        self._runtimes: list[Runtime] = []
+        self._phase = "starting"
+        self._told: _Report | None = None
+        self._asking = asyncio.Lock()
+        self.rpc_address = ""
+        self.http_address = ""
+        self.metrics_address = ""
+
+    async def start(self) -> None:
+        """Start everything; returns when every service is ready.
+
+        Raises:
+            NotReady: a database, the broker or auth was not there in time.
+            OSError: an address is taken.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        host, _ = parse_address(self._settings.grpc_listen)
+        self.rpc_address = f"{_reachable(host)}:{self._rpc.bind()}"
+        for service in self._services:
+            self._members.append(await self._build(service))
+        await self._rpc.start()
+        await self._listen()
+        await self._wait_for_dependencies()
+        for member in self._members:
+            for task in member.tasks:
+                await task.start()
+        await self._wait("parts", self._require_ready_tasks)
+        await self._rpc.serve(True)
+        self._phase = "running"
+        self._telemetry.log.info("ready", services=[member.name for member in self._members])
+
+    async def stop(self) -> None:
+        """Refuse new work, finish what is in hand, end the background work, close."""
+        self._phase = "stopping"
+        await self._rpc.serve(False)
+        if self._http is not None:
+            await self._http.stop()
+        tasks = [task for member in self._members for task in member.tasks]
+        stopped = await asyncio.gather(*(task.stop() for task in tasks), return_exceptions=True)
+        for task, outcome in zip(tasks, stopped, strict=True):
+            if isinstance(outcome, BaseException):
+                self._telemetry.log.error("did not stop", part=task.name, exc_info=outcome)
+        await self._rpc.stop(self._settings.drain_timeout)
+        if self._metrics_http is not None:
+            await self._metrics_http.stop()
+        for runtime in reversed(self._runtimes):
+            await runtime.close()
+        await self._tracing.stop()
+
+    async def health(self) -> list[ServiceHealth]:
+        """Every service of this process with its parts, as they were a moment ago at most."""
+        async with self._asking:
+            now, phase = asyncio.get_running_loop().time(), self._phase
+            if self._told is None or self._told.phase != phase or now > self._told.until:
+                found = await asyncio.gather(*(self._health_of(m) for m in self._members))
+                self._told = _Report(phase, now + _REPORT_STANDS, found)
+            return self._told.services
+
+    async def _build(self, service: Service) -> _Member:
+        runtime = Runtime(
+            service.name,
+            self._settings,
+            telemetry=Telemetry(service.name, metrics=self._metrics, tracing=self._tracing),
+            version=self._version,
+            own_address=self.rpc_address,
+            clock=self._clock,
+        )
+        self._runtimes.append(runtime)
+        parts = await service.build(runtime)
+        database = await runtime.database() if service.migrations is not None else None
+        member = _Member(service, runtime, parts, database, [*parts.tasks])
+        if database is not None:
+            member.tasks += [Relay(database, runtime.bus), housekeeping(database)]
+        guards = Guards(
+            telemetry=runtime.telemetry,
+            verifier=runtime.verifier,
+            access=runtime.access,
+            find_answer=partial(find_answer, database) if database is not None else None,
+        )
+        for name, servicer in parts.servicers:
+            self._rpc.add(name, servicer, guards)
+        return member
+
+    async def _listen(self) -> None:
+        settings = self._settings
+        self._metrics_http = HttpServer(self._operations(), settings.metrics_listen, drain=1.0)
+        self.metrics_address = await self._metrics_http.start()
+        facing = [member for member in self._members if member.parts.app is not None]
+        if not facing:
+            return
+        # The gateway's credential checks and limits hold for all that is mounted beside it.
+        chosen = next((member for member in facing if member.name == _EDGE), facing[0])
+        apps = [member.parts.app for member in facing if member.parts.app is not None]
+        edge = Edge(chosen.runtime, apps, self.health)
+        chosen.tasks += edge.tasks
+        self._http = HttpServer(
+            edge,
+            settings.listen,
+            drain=settings.drain_timeout,
+            trusted_proxies=settings.trusted_proxies,
+        )
+        self.http_address = await self._http.start()
+
+    def _operations(self) -> Starlette:
+        """What the orchestrator and Prometheus ask."""
+
+        async def metrics(_: Request) -> Response:
+            return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
+
+        pages = {"/metrics": metrics, **health_pages(self.health)}
+        return Starlette(routes=[Route(path, page) for path, page in pages.items()])
+
+    async def _wait_for_dependencies(self) -> None:
+        waits = []
+        for member in self._members:
+            if member.database is not None:
+                migrated = partial(_require_migrated, member.database, member.service)
+                waits.append(self._wait(f"the database of {member.name}", migrated))
+            declared = partial(self._declare_topics, member.runtime)
+            waits.append(self._wait("the event broker", declared))
+            waits.append(self._wait("auth", member.runtime.service_token.get))
+        await asyncio.gather(*waits)
+
+    async def _declare_topics(self, runtime: Runtime) -> None:
+        """Every topic that an event type names exists before anybody publishes."""
+        counts = {
+            "usage.events": self._settings.partitions,
+            "usage.windows": self._settings.windows_partitions,
+        }
+        for topic in sorted({event.topic for event in event_types().values()} | counts.keys()):
+            await runtime.bus.declare(topic, counts.get(topic, _EVENT_PARTITIONS))
+
+    async def _require_ready_tasks(self) -> None:
+        waiting = [
+            f"{member.name} {task.name}: {task.status().detail}"
+            for member in self._members
+            for task in member.tasks
+            if not task.status().ready
+        ]
+        if waiting:
+            raise NotReady(", ".join(waiting))
+
+    async def _wait(self, what: str, probe: Probe) -> None:
+        """Ask again until it answers.
+
+        Raises:
+            NotReady: it did not in time; with its last complaint.
+        """
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._settings.startup_timeout
+        while True:
+            try:
+                async with asyncio.timeout(_PROBE):
+                    await probe()
+                return
+            except (MindWeaveError, TimeoutError, NotReady) as error:
+                if loop.time() > give_up:
+                    raise NotReady(f"{what}: {error or 'no answer'}") from error
+                self._telemetry.log.debug("waiting", what=what, error=str(error))
+            await asyncio.sleep(_AGAIN)
+
+    async def _health_of(self, member: _Member) -> ServiceHealth:
+        probes: list[tuple[str, Probe]] = [("broker", member.runtime.bus.ping)]
+        if member.database is not None:
+            probes.insert(0, ("database", member.database.ping))
+        parts = list(await asyncio.gather(*(_probe(name, probe) for name, probe in probes)))
+        for task in member.tasks:
+            status = task.status()
+            parts.append(PartHealth(task.name, status.ready, status.detail, status.lag))
+        ready = self._phase == "running" and all(part.ready for part in parts)
+        return ServiceHealth(member.name, ready, self._version, parts)
+
+
+async def _probe(name: str, probe: Probe) -> PartHealth:
+    try:
+        async with asyncio.timeout(_PROBE):
+            await probe()
+    except TimeoutError:
+        return PartHealth(name, False, f"no answer within {_PROBE:g} s")
+    except (MindWeaveError, RedisError) as error:
+        return PartHealth(name, False, str(error))
+    return PartHealth(name, True, "")
+
+
+async def _require_migrated(database: Database, service: Service) -> None:
+    missing = await pending(database, service.migrations)
+    if missing:
+        raise NotReady(f"lacks {', '.join(missing)}; run `mindweave migrate`")
+
+
+def _reachable(host: str) -> str:
+    """Where this process finds what listens on ``host``."""
+    try:
+        everywhere = ip_address(host).is_unspecified
+    except ValueError:
+        return host
+    return "127.0.0.1" if everywhere else host

@@ -1,0 +1,286 @@
+"""Channels to other services."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import grpc
+from google.protobuf.message import Message
+
+from common.errors import MindWeaveError, Unavailable
+from common.identity.call import current_call_or_none
+from common.identity.callers import may_call
+from common.identity.service_tokens import ServiceTokens
+from common.rpc.contract import Operation, operations
+from common.rpc.interceptors.caller import CALLER_NOT_PERMITTED, CALLER_UNKNOWN
+from common.rpc.metadata import (
+    CALLER,
+    ETAG,
+    IDEMPOTENCY_KEY,
+    IF_MATCH,
+    REPLAYED,
+    WITHOUT_CALLER,
+)
+from common.rpc.outgoing import DEFAULT_TIMEOUT, acting_for, key_for, time_for, travelling
+from common.rpc.server import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from common.rpc.status import error_of
+from common.telemetry import SpanKind, Telemetry
+
+__all__ = ["DEFAULT_TIMEOUT", "Answer", "Channel", "UnaryMethod", "acting_for"]
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+# gRPC's own retries, with a budget: three failures for each thirty calls that pass.
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+}
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    # Calls between services never leave by a proxy.
+    ("grpc.enable_http_proxy", 0),
+    # A callee that is back is found again within 2 s; gRPC's own limit is 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A message, its ETag where it has one, and whether an earlier call was answered with it."""
+
+    message: Any
+    etag: int | None = None
+    replayed: bool = False
+
+
+class UnaryMethod:
+    """One rpc of a callee. Generated stubs call it; the gateway uses ``invoke``."""
+
+    def __init__(
+        self,
+        operation: Operation,
+        method: Callable[..., Any],
+        *,
+        telemetry: Telemetry,
+        tokens: ServiceTokens | None,
+        timeout: float,
+    ) -> None:
+        self._operation = operation
+        self._method = method
+        self._telemetry = telemetry
+        self._tokens = None if operation.full_name in WITHOUT_CALLER else tokens
+        self._timeout = timeout
+        labels = {"callee": operation.service, "method": operation.label}
+        self._seconds = telemetry.histogram(
+            "mindweave_rpc_client_duration_seconds",
+            "Time until a call was answered.",
+            ("callee", "method"),
+        ).of(**labels)
+        self._labels = labels
+        self._calls = telemetry.counter(
+            "mindweave_rpc_client_calls_total", "Calls made.", ("callee", "method", "code")
+        )
+        self._attributes = {
+            "rpc.system": "grpc",
+            "rpc.service": operation.grpc_service,
+            "rpc.method": operation.method,
+        }
+
+    async def __call__(self, request: Message, **given: Any) -> Any:
+        """Call as generated stubs do: with ``timeout`` in seconds and ``metadata``, if any."""
+        answer = await self.invoke(
+            request, within=given.get("timeout"), metadata=given.get("metadata") or ()
+        )
+        return answer.message
+
+    async def invoke(
+        self,
+        request: Message,
+        *,
+        within: float | None = None,
+        metadata: Metadata = (),
+        idempotency_key: str | None = None,
+        if_match: int | None = None,
+    ) -> Answer:
+        """Call, on behalf of whom the present call is served.
+
+        Args:
+            request: the message to send.
+            within: seconds; never more than what the present call has left.
+            metadata: goes before what the kit would send by the same name.
+            idempotency_key: the caller's own key; else one is made where one is needed.
+            if_match: the version that the caller expects.
+
+        Raises:
+            MindWeaveError: of the same kind, code and fields as the callee raised.
+        """
+        call = current_call_or_none()
+        seconds = time_for(call, self._timeout if within is None else within)
+        body = request.SerializeToString(deterministic=True)
+        with self._telemetry.span(
+            self._operation.name, kind=SpanKind.CLIENT, attributes=self._attributes
+        ):
+            headers: dict[str, str | bytes] = {**travelling(call)}
+            if idempotency_key is None:
+                headers |= key_for(call, self._operation, body)
+            else:
+                headers[IDEMPOTENCY_KEY] = idempotency_key
+            if if_match is not None:
+                headers[IF_MATCH] = str(if_match)
+            token = ""
+            if self._tokens is not None:
+                token = self._tokens.fresh() or await self._tokens.get()
+                headers[CALLER] = token
+            headers.update(metadata)
+            return await self._send(body, seconds, tuple(headers.items()), token)
+
+    async def _send(self, body: bytes, seconds: float, metadata: Metadata, token: str) -> Answer:
+        began, code = time.perf_counter(), grpc.StatusCode.OK
+        sent = self._method(body, timeout=seconds, metadata=metadata)
+        try:
+            message = await sent
+            trailing = dict(await sent.trailing_metadata())
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            self._raise(error, token)
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            self._seconds.observe(time.perf_counter() - began)
+            self._calls.of(**self._labels, code=code.name).inc()
+        etag = trailing.get(ETAG)
+        return Answer(message, None if etag is None else int(etag), REPLAYED in trailing)
+
+    def _raise(self, rpc_error: grpc.aio.AioRpcError, token: str) -> NoReturn:
+        error = error_of(rpc_error)
+        if error.code not in (CALLER_UNKNOWN, CALLER_NOT_PERMITTED):
+            raise error from rpc_error
+        # That this service was turned away is no word to whom it serves.
+        self._telemetry.log.error(
+            "a callee refuses this service", operation=self._operation.name, reason=error.detail
+        )
+        if error.code == CALLER_UNKNOWN and self._tokens is not None:
+            self._tokens.forget(token)
+            raise Unavailable(retry_after=1) from rpc_error
+        raise MindWeaveError from rpc_error
+
+
+class Channel(grpc.aio.Channel):
+    """Calls one service. Generated stubs take it as they take gRPC's own.
+
+    Args:
+        callee: the service's name.
+        target: its "host:port".
+        telemetry: of the calling service, whose name is the caller's.
+        tokens: the calling service's own token; None for a channel that only fetches it.
+        timeout: seconds for a call that says none.
+
+    Raises:
+        LookupError: the table of callers does not let this service call ``callee``.
+    """
+
+    def __init__(
+        self,
+        callee: str,
+        target: str,
+        *,
+        telemetry: Telemetry,
+        tokens: ServiceTokens | None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        if not may_call(telemetry.service, callee):
+            raise LookupError(f"{telemetry.service} may not call {callee}")
+        self.callee = callee
+        self._telemetry = telemetry
+        self._tokens = tokens
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+
+    def method(self, operation: Operation) -> UnaryMethod:
+        """One rpc of the callee.
+
+        Raises:
+            LookupError: another service serves it.
+            TypeError: it is a stream.
+        """
+        if operation.service != self.callee:
+            raise LookupError(f"{self.callee} does not serve {operation.name}")
+        if operation.streaming:
+            raise _streams(operation.name)
+        bare = self._channel.unary_unary(
+            operation.full_name,
+            request_serializer=None,
+            response_deserializer=operation.response_class.FromString,
+        )
+        return UnaryMethod(
+            operation,
+            bare,
+            telemetry=self._telemetry,
+            tokens=self._tokens,
+            timeout=self._timeout,
+        )
+
+    def unary_unary(self, method: str, *_: Any, **__: Any) -> Any:
+        return self.method(operations()[method])
+
+    def unary_stream(self, method: str, *_: Any, **__: Any) -> NoReturn:
+        raise _streams(method)
+
+    def stream_unary(self, method: str, *_: Any, **__: Any) -> NoReturn:
+        raise _streams(method)
+
+    def stream_stream(self, method: str, *_: Any, **__: Any) -> NoReturn:
+        raise _streams(method)
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def _streams(method: str) -> TypeError:
+    return TypeError(f"{method} is a stream, which the kit's client does not cover")

@@ -1,0 +1,94 @@
+"""What a call to another service takes along from the call that it is made for."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from uuid import UUID, uuid4
+
+from common.errors import DeadlineExceeded
+from common.identity.call import Call
+from common.rpc.contract import Operation
+from common.rpc.metadata import ACTING_FOR, BEARER, IDEMPOTENCY_KEY, IP, PRINCIPAL, USER_AGENT
+from common.telemetry import inject
+
+DEFAULT_TIMEOUT = 5.0
+# What a hop keeps of the time left, to answer in when its own calls have run out of theirs.
+HOP_MARGIN = 0.05
+_NOT_PRINTABLE = str.maketrans({chr(code): " " for code in (*range(32), 127)})
+
+_acting_for: ContextVar[tuple[UUID, ...]] = ContextVar("mindweave_acting_for", default=())
+
+
+@contextmanager
+def acting_for(org_ids: Iterable[UUID]) -> Iterator[None]:
+    """Calls that a service makes for itself in the block may reach these organizations."""
+    token = _acting_for.set(tuple(org_ids))
+    try:
+        yield
+    finally:
+        _acting_for.reset(token)
+
+
+def time_for(call: Call | None, timeout: float) -> float:
+    """Seconds that a call may take which is made while ``call`` is served.
+
+    Raises:
+        DeadlineExceeded: none are left.
+    """
+    if call is None or call.deadline is None:
+        return timeout
+    left = call.deadline - time.monotonic() - HOP_MARGIN
+    if left <= 0:
+        raise DeadlineExceeded
+    return min(timeout, left)
+
+
+def travelling(call: Call | None) -> dict[str, str]:
+    """Who the call is made for, and where that request came from."""
+    headers: dict[str, str] = {}
+    inject(headers)
+    if call is None:
+        return headers | _organizations(_acting_for.get())
+    kind = call.principal.kind
+    if kind == "service":
+        headers |= _organizations(_acting_for.get() or call.acting_for)
+    elif kind == "anonymous":
+        headers |= _organizations(_acting_for.get())
+    else:
+        headers[PRINCIPAL] = BEARER + call.principal.token
+    if call.ip:
+        headers[IP] = call.ip
+    if call.user_agent:
+        headers[USER_AGENT] = _plain(call.user_agent)
+    return headers
+
+
+def key_for(call: Call | None, operation: Operation, request: bytes) -> dict[str, str]:
+    """The idempotency key of a call that changes something.
+
+    It follows from the key of the call that is served, so that a repeat of that one repeats this
+    one too; the same request sent twice in one call counts as two.
+    """
+    if operation.idempotent:
+        return {}
+    if call is None or not call.idempotency_key:
+        return {IDEMPOTENCY_KEY: str(uuid4())}
+    digest = hashlib.sha256(f"{call.idempotency_key}\n{operation.full_name}\n".encode())
+    digest.update(request)
+    sent = call.sent.get(digest.hexdigest(), 0)
+    call.sent[digest.hexdigest()] = sent + 1
+    digest.update(f"\n{sent}".encode())
+    return {IDEMPOTENCY_KEY: digest.hexdigest()}
+
+
+def _organizations(org_ids: tuple[UUID, ...]) -> dict[str, str]:
+    return {ACTING_FOR: ",".join(map(str, org_ids))} if org_ids else {}
+
+
+def _plain(text: str) -> str:
+    """Metadata holds printable ASCII alone."""
+    return text.encode("ascii", "replace").decode().translate(_NOT_PRINTABLE)[:512].strip()

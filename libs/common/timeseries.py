@@ -1,0 +1,73 @@
+"""Tables partitioned by day: a partition for each day (UTC), retention by dropping them.
+
+A migration makes such a table with ``PARTITION BY RANGE`` of one timestamptz or date column and
+registers it with ``SELECT mindweave_timeseries('name')``. Partitions are named
+``<table>_p20261121``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import date
+from typing import Any
+
+import asyncpg
+
+from common.database import Connection
+
+_ATTEMPTS = 20
+_PAUSE = 0.1
+
+
+async def ensure_partitions(connection: Connection, table: str, days: Iterable[date]) -> int:
+    """Make the partitions that lack; returns how many were made.
+
+    Any role that may execute functions may call it, inside a transaction or outside of one.
+    Readers and writers of the table do not wait for it.
+    """
+    made = 0
+    for day in sorted(set(days)):
+        made += await _patiently(
+            connection, "SELECT mindweave_ensure_partition($1::text::regclass, $2)", table, day
+        )
+    return made
+
+
+async def drop_partitions(connection: Connection, table: str, before: date) -> list[str]:
+    """Drop the partitions of all days before ``before``; returns their names.
+
+    Readers and writers wait until the transaction ends, and at most 1 s for the lock itself.
+    """
+    dropped: list[str] = await _patiently(
+        connection, "SELECT mindweave_drop_partitions($1::text::regclass, $2)", table, before
+    )
+    return dropped
+
+
+async def partition_days(connection: Connection, table: str) -> list[date]:
+    """The days that have a partition, in order."""
+    rows = await connection.fetch(
+        """
+        SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
+        FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+        WHERE i.inhparent = $1::text::regclass AND c.relname ~ '_p[0-9]{8}$'
+        ORDER BY day
+        """,
+        table,
+    )
+    return [row["day"] for row in rows]
+
+
+async def _patiently(connection: Connection, sql: str, table: str, day: date) -> Any:
+    failures = 0
+    while True:
+        try:
+            # A savepoint where a transaction runs, so that it survives a lock that is not free.
+            async with connection.transaction():
+                return await connection.fetchval(sql, table, day)
+        except asyncpg.LockNotAvailableError:
+            failures += 1
+            if failures == _ATTEMPTS:
+                raise
+            await asyncio.sleep(_PAUSE)

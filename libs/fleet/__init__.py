@@ -1,0 +1,1 @@
+"""The program ``mindweave``: the only package that knows every service."""

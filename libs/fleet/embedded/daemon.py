@@ -1,0 +1,180 @@
+"""A server process that outlives its parent and is found again by its pid file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import psutil
+
+# What sun_path holds on Linux, less its final zero.
+_LONGEST_SOCKET_PATH = 107
+_POLL = 0.02
+_STOP_SECONDS = 30.0
+
+
+class DidNotStart(Exception):
+    """A server did not come up; the message ends with the last lines of its log."""
+
+
+class Daemon(ABC):
+    """One server process in a folder of its own.
+
+    A process that a killed parent left behind is adopted where it answers, and ended where it
+    does not.
+    """
+
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self._pid_file = folder.parent / f"{name}.pid"
+        self._log_file = folder.parent / f"{name}.log"
+        self._child: int | None = None
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the folder and the configuration."""
+
+    @abstractmethod
+    def command(self) -> list[str]: ...
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether the server takes calls now; never blocks for long."""
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """The running server; None where there is none."""
+        try:
+            process = psutil.Process(int(self._pid_file.read_text()))
+            if _runs(process) and any(str(self.folder) in p for p in process.cmdline()):
+                return process
+        except (FileNotFoundError, ValueError, psutil.Error):
+            pass
+        return None
+
+    @property
+    def pid(self) -> int | None:
+        process = self.process
+        return process.pid if process else None
+
+    def start(self, timeout: float = 120.0) -> None:
+        """Adopt what runs and answers, else start; returns when the server answers.
+
+        Raises:
+            DidNotStart: the server ended, or does not answer after ``timeout`` seconds.
+        """
+        # A dead child that nobody has reaped would pass for a running server.
+        self._reap()
+        left_behind = self.process
+        if left_behind is not None:
+            if self._wait_until_it_answers(time.monotonic() + 5.0):
+                return
+            self._kill(left_behind)
+        self.prepare()
+        deadline = time.monotonic() + timeout
+        # Children of a killed server hold its memory for a moment.
+        last_try = time.monotonic() + min(10.0, timeout)
+        while True:
+            self._launch()
+            if self._wait_until_it_answers(deadline):
+                return
+            if time.monotonic() > last_try:
+                raise DidNotStart(f"{self.name} did not start:\n{self._last_lines()}")
+            time.sleep(0.3)
+
+    def _launch(self) -> None:
+        command = self.command()
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._child = os.posix_spawn(
+            command[0],
+            command,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(self._log_file), append, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+            setsigdef=[signal.SIGPIPE],
+        )
+        self._pid_file.write_text(str(self._child))
+
+    def _wait_until_it_answers(self, deadline: float) -> bool:
+        while time.monotonic() < deadline:
+            if self._ended():
+                return False
+            if self.answers():
+                return True
+            time.sleep(_POLL)
+        return False
+
+    def _ended(self) -> bool:
+        self._reap()
+        return self.process is None
+
+    def _reap(self) -> None:
+        """Take note where our own child has ended."""
+        if self._child is not None:
+            ended, _ = os.waitpid(self._child, os.WNOHANG)
+            if ended:
+                self._child = None
+
+    def stop(self) -> None:
+        """End the server in order; kills it where it does not end in time."""
+        process = self.process
+        if process is not None:
+            process.send_signal(self.stop_signal)
+            if not self._ends(process, _STOP_SECONDS):
+                self._kill(process)
+        self._pid_file.unlink(missing_ok=True)
+
+    def _kill(self, process: psutil.Process) -> None:
+        family = [process, *process.children(recursive=True)]
+        for member in family:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue
+        for member in family:
+            self._ends(member, _STOP_SECONDS)
+
+    def _ends(self, process: psutil.Process, seconds: float) -> bool:
+        """Whether it ends in time; one that nobody has reaped yet has ended too."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._reap()
+            if not _runs(process):
+                return True
+            time.sleep(_POLL)
+        return False
+
+    def _last_lines(self) -> str:
+        lines = self._log_file.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-10:])
+
+
+def fits_a_socket(path: Path) -> bool:
+    """Whether a Unix socket can have this path."""
+    return len(str(path).encode()) <= _LONGEST_SOCKET_PATH
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

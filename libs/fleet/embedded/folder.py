@@ -1,0 +1,97 @@
+"""The data folder: its lock, its secret, and what runs in it."""
+
+from __future__ import annotations
+
+import fcntl
+import hmac
+import json
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fleet.embedded.daemon import Daemon
+from fleet.embedded.postgres import Postgres
+from fleet.embedded.valkey import Valkey
+
+
+class InUse(Exception):
+    """Another process works in the data folder."""
+
+
+class DataFolder:
+    """Held by one process at a time, until that process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._lock, 32).decode() or "unknown"
+            os.close(self._lock)
+            raise InUse(
+                f"{path} is in use by another mindweave (pid {holder}): "
+                "stop that one, or give another folder with --data."
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, str(os.getpid()).encode())
+        self.secret = self._read_secret()
+
+    def _read_secret(self) -> str:
+        file = self.path / "secret"
+        if not file.exists():
+            made = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
+            os.write(made, secrets.token_hex(32).encode())
+            os.fsync(made)
+            os.close(made)
+        return file.read_text().strip()
+
+    def postgres(self) -> Postgres:
+        return Postgres(self.path / "postgres", self.password("postgres"))
+
+    def broker(self) -> Valkey:
+        return Valkey(self.path / "broker", self.password("broker"), durable=True)
+
+    def cache(self) -> Valkey:
+        return Valkey(self.path / "cache", self.password("cache"), durable=False)
+
+    def password(self, server: str) -> str:
+        """Of the embedded ``server``; the same at every start."""
+        return hmac.digest(self.secret.encode(), f"embedded:{server}".encode(), "sha256").hex()
+
+    def write_run(self, facts: dict[str, Any]) -> None:
+        """Leave ``run.json`` for those who look for the running platform."""
+        file = self.path / "run.json"
+        unfinished = file.with_suffix(".new")
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(json.dumps(facts, indent=2) + "\n")
+        unfinished.rename(file)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        (self.path / "run.json").unlink(missing_ok=True)
+        os.close(self._lock)
+
+
+def read_run(path: Path) -> dict[str, Any] | None:
+    """What the platform that runs in the folder left in ``run.json``; None where none did."""
+    try:
+        facts: dict[str, Any] = json.loads((path / "run.json").read_text())
+    except FileNotFoundError:
+        return None
+    return facts
+
+
+def start_together(daemons: list[Daemon]) -> None:
+    """Start them side by side.
+
+    Raises:
+        DidNotStart: one of them did not.
+    """
+    with ThreadPoolExecutor(max(1, len(daemons))) as pool:
+        for started in [pool.submit(daemon.start) for daemon in daemons]:
+            started.result()

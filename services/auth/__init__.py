@@ -1,0 +1,1 @@
+"""Identity: users, sessions, credentials and every API key."""

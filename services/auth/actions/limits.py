@@ -1,0 +1,112 @@
+"""Limits on attempts, kept by every process together and never lifted by an outage."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from common.clock import Clock
+from common.database import Database, Scope
+from common.errors import Unavailable
+from services.auth.domain.limits import Limit, TooManyAttempts
+from services.auth.store.attempts import CachedAttempts, StoredAttempts
+
+T = TypeVar("T")
+
+# Seconds until a silent cache counts as down.
+PATIENCE = 0.5
+
+_logger = logging.getLogger(__name__)
+
+
+class CacheDown(Exception):
+    """The cache did not answer."""
+
+
+class Limiter:
+    """Counts attempts in the cache; while it is down, in PostgreSQL, so that the limit holds on.
+
+    The two counts are apart: who has used up one when the cache fails starts anew in the other,
+    once. A subject (an address, an account) is kept only as its SHA-256.
+    """
+
+    def __init__(self, cache: Redis, database: Database, clock: Clock) -> None:
+        self._attempts = CachedAttempts(cache)
+        self._database = database
+        self._clock = clock
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def count(self, limit: Limit, subject: str) -> datetime:
+        """Count one attempt; when it was made.
+
+        Raises:
+            TooManyAttempts: the limit is reached; this one is not counted.
+            Unavailable: neither the cache nor the database can count.
+        """
+        now, digest = self._clock.now(), _digest(subject)
+        try:
+            retry_at = await _within(self._attempts.count(limit, digest, now))
+        except CacheDown:
+            async with self._database.change(Scope(), call=None) as change:
+                retry_at = await StoredAttempts(change.connection).count(limit, digest, now)
+        if retry_at is not None:
+            raise TooManyAttempts(retry_after=max((retry_at - now).total_seconds(), 1))
+        return now
+
+    @asynccontextmanager
+    async def guess(self, limit: Limit, subject: str) -> AsyncIterator[None]:
+        """Around the check of a secret: the guess counts before it is checked.
+
+        A block that ends is a right guess and forgets the wrong ones; an error leaves the guess
+        counted, unless it is ``Unavailable``: then nothing was checked. One guess at a subject is
+        checked at a time, so that right ones do not use up the limit among themselves.
+
+        Raises:
+            TooManyAttempts: the limit is reached.
+        """
+        async with self._turns.setdefault(f"{limit.name} {subject}", asyncio.Lock()):
+            moment = await self.count(limit, subject)
+            try:
+                yield
+            except Unavailable:
+                await self._withdraw(limit, subject, moment)
+                raise
+            await self._forget(limit, subject)
+
+    async def _forget(self, limit: Limit, subject: str) -> None:
+        digest = _digest(subject)
+        try:
+            await _within(self._attempts.forget(limit, digest))
+        except CacheDown:
+            async with self._database.change(Scope(), call=None) as change:
+                await StoredAttempts(change.connection).forget(limit, digest)
+
+    async def _withdraw(self, limit: Limit, subject: str, moment: datetime) -> None:
+        digest = _digest(subject)
+        try:
+            await _within(self._attempts.withdraw(limit, digest, moment))
+        except CacheDown:
+            async with self._database.change(Scope(), call=None) as change:
+                await StoredAttempts(change.connection).withdraw(limit, digest, moment)
+
+
+async def _within(asked: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await asked
+    except (RedisError, OSError, TimeoutError) as error:
+        _logger.warning("the cache is down, attempts are counted in the database: %r", error)
+        raise CacheDown from error
+
+
+def _digest(subject: str) -> str:
+    return hashlib.sha256(subject.encode()).hexdigest()

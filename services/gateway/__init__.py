@@ -1,0 +1,1 @@
+"""The edge of the platform: public REST, made from the protos."""

@@ -1,0 +1,1 @@
+"""Use cases of usage_tracker: taking events in, and counting them."""

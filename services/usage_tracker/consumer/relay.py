@@ -1,0 +1,208 @@
+"""The relay of ``usage.windows``: deltas in the order of their numbers, then watermarks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+import msgspec
+
+from common.background import PartStatus
+from common.clock import Clock
+from common.errors import Unavailable
+from common.events.bus import Backoff, Bus, Outgoing
+from common.events.envelope import PACKED_HEADERS, Envelope, pack
+from common.ids import uuid7
+from common.telemetry import Telemetry
+from services.usage_tracker.domain.judging import microseconds
+from services.usage_tracker.domain.records import WINDOWS_TOPIC, windows_data, windows_partition
+from services.usage_tracker.store import UsageStore
+
+_BATCH = 2_000
+_logger = logging.getLogger(__name__)
+# Seconds between two notes of the watermarks in the database; retention needs no finer ones.
+_NOTE_EVERY = timedelta(seconds=2)
+
+
+class Progress(Protocol):
+    """How far the worker is, as ``PartitionConsumer`` tells."""
+
+    def held(self) -> Sequence[int]:
+        """The parts that this process owns."""
+        ...
+
+    def caught_up_at(self, part: int) -> datetime | None:
+        """A time before which everything published to the part is committed."""
+        ...
+
+
+class WindowsRelay:
+    """Sends the deltas of the parts that this process owns, each at least once.
+
+    A watermark is read before the deltas and sent after them, so that it is never ahead of a delta
+    that was not sent. Whoever applies the deltas skips numbers that it has applied: two relays of
+    one part, of which one does not know yet that it lost the part, do no harm.
+
+    Args:
+        bus: where the windows go.
+        store: where the deltas are.
+        progress: of the worker in this process.
+        clock: dates the envelopes.
+        telemetry: counts what was sent.
+        partitions: of ``usage.windows``.
+        skew: how far the clocks of ingest may be from each other.
+        added: set where deltas were added, so that they need not wait for the next watermark.
+        cadence: seconds between two watermarks.
+    """
+
+    name = "usage.windows relay"
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        store: UsageStore,
+        progress: Progress,
+        clock: Clock,
+        telemetry: Telemetry,
+        partitions: int,
+        skew: timedelta,
+        added: asyncio.Event,
+        cadence: float = 0.1,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._bus = bus
+        self._store = store
+        self._progress = progress
+        self._clock = clock
+        self._partitions = partitions
+        self._skew = skew
+        self._cadence = cadence
+        self._backoff = backoff or Backoff(limit=5.0)
+        self._sent = telemetry.counter(
+            "mindweave_window_deltas_sent_total", "Deltas of windows sent on."
+        ).of()
+        self._added = added
+        self._ending = False
+        self._task: asyncio.Task[None] | None = None
+        self._noted: datetime | None = None
+        self._status = PartStatus(ready=True)
+
+    async def start(self) -> None:
+        self._ending = False
+        self._task = asyncio.create_task(self._run(), name=self.name)
+
+    async def stop(self) -> None:
+        self._ending = True
+        self._added.set()
+        if self._task is not None:
+            await self._task
+            self._task = None
+
+    def status(self) -> PartStatus:
+        return self._status
+
+    async def step(self) -> None:
+        """Send what there is, then the watermarks.
+
+        Raises:
+            Unavailable: the broker or the database is, or the broker is full.
+        """
+        parts = list(self._progress.held())
+        watermarks = {
+            part: at - self._skew
+            for part in parts
+            if (at := self._progress.caught_up_at(part)) is not None
+        }
+        for part in parts:
+            await self._send_deltas(part)
+        if watermarks:
+            await self._send_watermarks(watermarks)
+
+    async def _run(self) -> None:
+        failures = 0
+        while not self._ending:
+            pause = self._cadence
+            try:
+                await self.step()
+                failures = 0
+                self._status = PartStatus(ready=True)
+            except Unavailable as error:
+                failures += 1
+                pause = self._backoff.delay(failures)
+                _logger.warning("windows wait to be sent on: %s", error)
+                self._status = PartStatus(ready=False, detail=str(error))
+            except Exception as error:
+                failures += 1
+                pause = self._backoff.delay(failures)
+                _logger.exception("windows cannot be sent on")
+                self._status = PartStatus(ready=False, detail=type(error).__name__, live=False)
+            await self._rest(pause, failing=failures > 0)
+
+    async def _rest(self, seconds: float, *, failing: bool) -> None:
+        if not failing:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._added.wait()
+            except TimeoutError:
+                pass
+            self._added.clear()
+        elif not self._ending:
+            await asyncio.sleep(seconds)
+
+    async def _send_deltas(self, part: int) -> None:
+        while (columns := await self._store.unsent(part, _BATCH)) is not None:
+            await self._bus.publish(WINDOWS_TOPIC, self._records(part, columns))
+            await self._store.sent(part, columns["seq"][-1])
+            count = len(columns["seq"])
+            self._sent.inc(count)
+            if count < _BATCH:
+                return
+
+    async def _send_watermarks(self, watermarks: Mapping[int, datetime]) -> None:
+        data = windows_data(None, None, {p: microseconds(at) for p, at in watermarks.items()})
+        value = self._packed(data)
+        await self._bus.publish(
+            WINDOWS_TOPIC,
+            [Outgoing(value, partition=p, headers=PACKED_HEADERS) for p in range(self._partitions)],
+        )
+        now = self._clock.now()
+        if self._noted is None or now - self._noted >= _NOTE_EVERY:
+            await self._store.note_watermarks(watermarks)
+            self._noted = now
+
+    def _records(self, part: int, columns: Mapping[str, Sequence[Any]]) -> list[Outgoing]:
+        """The deltas by the partition of their organization, in the order of their numbers."""
+        rows: defaultdict[int, list[int]] = defaultdict(list)
+        for index, org_id in enumerate(columns["org_id"]):
+            rows[windows_partition(UUID(bytes=org_id), self._partitions)].append(index)
+        return [
+            Outgoing(
+                self._packed(
+                    windows_data(
+                        part,
+                        {name: [column[i] for i in chosen] for name, column in columns.items()},
+                        {},
+                    )
+                ),
+                partition=partition,
+                headers=PACKED_HEADERS,
+            )
+            for partition, chosen in rows.items()
+        ]
+
+    def _packed(self, data: Mapping[str, object]) -> bytes:
+        return pack(
+            Envelope(
+                id=uuid7(),
+                type=WINDOWS_TOPIC,
+                source="usage_tracker",
+                timestamp=self._clock.now(),
+                data=msgspec.msgpack.encode(data),
+            )
+        )

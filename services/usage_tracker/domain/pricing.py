@@ -1,0 +1,248 @@
+"""What tokens cost: the prices of genai-prices as integers, chosen by the event's own time.
+
+Money is integer nano-dollars (1e-9 USD). A price is nano-dollars for a million tokens; the cost of
+a kind of token is rounded half-even by itself, and an event's cost is the sum of its kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import ROUND_HALF_EVEN, Decimal
+from importlib.metadata import version
+from typing import NamedTuple
+
+from genai_prices.data import providers as bundled
+from genai_prices.data_snapshot import DataSnapshot
+from genai_prices.types import (
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    PriceVariant,
+    Provider,
+    StartDateConstraint,
+    TieredPrices,
+    TimeOfDateConstraint,
+)
+
+from services.usage_tracker.domain.judging import moment
+
+NANO = 1_000_000_000
+PER = 1_000_000
+LARGEST = 2**63 - 1
+_DAY_US = 86_400_000_000
+_REMEMBERED = 10_000
+
+# Where the data say what a kind of token costs, the most specific first. The plain price of a
+# cache write is that of one kept for 5 minutes; an hour has a price of its own or none.
+_KINDS = (
+    ("input_mtok",),
+    ("output_mtok",),
+    ("cache_read_mtok",),
+    ("cache_write_5m_mtok", "cache_write_mtok"),
+    ("cache_write_1h_mtok",),
+)
+# Where one of these belongs to a price, an event does not say enough to be priced.
+_UNSAID = ("requests_kcount", "output_reasoning_mtok", "output_citation_mtok")
+_STANDARD = (None, "standard")
+_ALSO_STANDARD = "default"
+
+
+class Tokens(NamedTuple):
+    """Tokens by kind; ``input`` is the uncached input only."""
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """The length of the whole prompt, which decides the step of a price."""
+        return self.input + self.cache_read + self.cache_write_5m + self.cache_write_1h
+
+
+class Cost(NamedTuple):
+    """Nano-dollars by kind; both kinds of cache writes in one."""
+
+    input_nano: int
+    output_nano: int
+    cache_read_nano: int
+    cache_write_nano: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Nano-dollars for a million tokens; ``steps`` are (prompt longer than, rate), descending."""
+
+    base: int
+    steps: tuple[tuple[int, int], ...] = ()
+
+    def at(self, prompt: int) -> int:
+        for start, rate in self.steps:
+            if prompt > start:
+                return rate
+        return self.base
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one model costs in one period and service tier.
+
+    ``version`` tells where that stands; ``rates`` are by kind in the order of ``Tokens``, None
+    where a kind has no price.
+    """
+
+    version: str
+    rates: tuple[Rate | None, ...]
+
+    def cost(self, tokens: Tokens) -> Cost | None:
+        """None where tokens of a kind have no price, or the cost is beyond any real one."""
+        nanos = []
+        for rate, count in zip(self.rates, tokens, strict=True):
+            if count == 0:
+                nanos.append(0)
+            elif rate is None:
+                return None
+            else:
+                nanos.append(half_even(count * rate.at(tokens.prompt), PER))
+        cost = Cost(nanos[0], nanos[1], nanos[2], nanos[3] + nanos[4])
+        return cost if cost.total <= LARGEST else None
+
+
+def half_even(numerator: int, denominator: int) -> int:
+    """The quotient of two integers, the second positive, rounded to the nearest, halves to even."""
+    quotient, rest = divmod(numerator, denominator)
+    twice = 2 * rest
+    return quotient + (twice > denominator or (twice == denominator and quotient % 2 == 1))
+
+
+class PriceBook:
+    """Finds prices and keeps what it has found.
+
+    Args:
+        providers: the price data.
+        source: names the data and their version.
+    """
+
+    def __init__(self, providers: Sequence[Provider], source: str) -> None:
+        self._providers = list(providers)
+        self._source = source
+        self._tariffs: dict[tuple[str, str | None, str | None], _Tariff | None] = {}
+
+    @classmethod
+    def bundled(cls) -> PriceBook:
+        """The data that came with the installed genai-prices."""
+        return cls(bundled, f"genai-prices/{version('genai-prices')}")
+
+    def price(
+        self, model: str, provider: str | None, service_tier: str | None, at: int
+    ) -> Price | None:
+        """The price in force at a time (microseconds since 1970); None where there is none."""
+        key = (model, provider, service_tier)
+        if key not in self._tariffs:
+            if len(self._tariffs) >= _REMEMBERED:
+                self._tariffs.clear()
+            self._tariffs[key] = self._tariff(*key)
+        tariff = self._tariffs[key]
+        return tariff.price(at) if tariff is not None else None
+
+    def _tariff(self, model: str, provider: str | None, tier: str | None) -> _Tariff | None:
+        # A snapshot of its own: the library keeps what it did not find for ever.
+        snapshot = DataSnapshot(providers=self._providers, from_auto_update=False)
+        try:
+            seller, info = snapshot.find_provider_model(model, None, provider, None)
+        except LookupError:
+            return None
+        return _Tariff(self._source, seller, info, tier.lower() if tier else None)
+
+
+class _Tariff:
+    """The prices of one model in one service tier over time."""
+
+    def __init__(self, source: str, seller: Provider, model: ModelInfo, tier: str | None) -> None:
+        self._name = f"{source} {seller.id}/{model.id}"
+        self._tier = tier
+        self._periods = (
+            [ConditionalPrice(prices=model.prices)]
+            if isinstance(model.prices, ModelPrice)
+            else model.prices
+        )
+        # What a seller asks beside its standard price does not hold for a model of another.
+        own = any(model is one for one in seller.models)
+        self._variants = (model.price_variants or []) if own else []
+        parts: list[ConditionalPrice | PriceVariant] = [*self._periods, *self._variants]
+        self._constant_by_day = not any(
+            isinstance(part.constraint, TimeOfDateConstraint) for part in parts
+        )
+        self._days: dict[int, Price | None] = {}
+
+    def price(self, at: int) -> Price | None:
+        if not self._constant_by_day:
+            return self._found(moment(at))
+        day = at // _DAY_US
+        if day not in self._days:
+            self._days[day] = self._found(moment(at))
+        return self._days[day]
+
+    def _found(self, at: datetime) -> Price | None:
+        for period in reversed(self._periods):
+            if period.constraint is None or period.constraint.active(at):
+                break
+        else:
+            return None
+        prices = dict(vars(period.prices))
+        if self._tier not in _STANDARD:
+            changed = self._changed(at)
+            if not changed and self._tier != _ALSO_STANDARD:
+                return None
+            prices |= changed
+        if any(prices.get(key) is not None for key in _UNSAID):
+            return None
+        rates = tuple(_rate(prices, keys) for keys in _KINDS)
+        if not any(rates):
+            return None
+        since = _since(period)
+        tier = f" {self._tier}" if self._tier not in _STANDARD else ""
+        return Price(f"{self._name}{since}{tier}", rates)
+
+    def _changed(self, at: datetime) -> dict[str, object]:
+        """What the tier costs otherwise than the standard, by key; the first variant wins."""
+        context = {"service_tier": self._tier, "processing": self._tier}
+        changed: dict[str, object] = {}
+        for variant in self._variants:
+            active = variant.constraint is None or variant.constraint.active(at)
+            if active and variant.when.items() <= context.items():
+                for key, value in vars(variant.prices).items():
+                    if value is not None:
+                        changed.setdefault(key, value)
+        return changed
+
+
+def _rate(prices: Mapping[str, object], keys: Sequence[str]) -> Rate | None:
+    value = next((prices[key] for key in keys if prices.get(key) is not None), None)
+    if isinstance(value, TieredPrices):
+        steps = sorted(((t.start, _nano(t.price)) for t in value.tiers), reverse=True)
+        return Rate(_nano(value.base), tuple(steps))
+    return Rate(_nano(value)) if isinstance(value, Decimal) else None
+
+
+def _nano(usd: Decimal) -> int:
+    """Integer nano-dollars; a few prices in the data carry the noise of a float beyond them."""
+    return int((usd * NANO).to_integral_value(ROUND_HALF_EVEN))
+
+
+def _since(period: ConditionalPrice) -> str:
+    constraint = period.constraint
+    if isinstance(constraint, StartDateConstraint):
+        return f" since {constraint.start_date.isoformat()}"
+    if isinstance(constraint, TimeOfDateConstraint):
+        start, end = (t.isoformat("minutes") for t in (constraint.start_time, constraint.end_time))
+        return f" from {start} to {end}"
+    return ""

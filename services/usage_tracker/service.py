@@ -1,0 +1,87 @@
+"""Composition root of usage_tracker."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+from common.events.consumer import EventConsumer
+from common.events.ledger import PartitionConsumer
+from common.ids import uuid7
+from common.service import Parts, Runtime, Service
+from mindweave.project.v1.project_pb2_grpc import ProjectServiceStub
+from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.ingest import Ingest
+from services.usage_tracker.actions.projects import Projects
+from services.usage_tracker.consumer.events import EventsConsumer
+from services.usage_tracker.consumer.forgetting import Forgetting, eviction
+from services.usage_tracker.consumer.relay import WindowsRelay
+from services.usage_tracker.domain.pricing import PriceBook
+from services.usage_tracker.domain.records import EVENTS_TOPIC
+from services.usage_tracker.http import UsageRoutes
+from services.usage_tracker.store import UsageStore
+
+NAME = "usage_tracker"
+_PLATFORM_EVENTS = "platform.events"
+
+
+async def build(runtime: Runtime) -> Parts:
+    settings, clock, telemetry = runtime.settings, runtime.clock, runtime.telemetry
+    db = await runtime.database()
+    raw = timedelta(days=settings.raw_retention_days)
+    ids = timedelta(days=settings.id_retention_days)
+    store = UsageStore(db)
+    projects = Projects(runtime.stub("project", ProjectServiceStub), clock)
+    ingest = Ingest(
+        bus=runtime.bus,
+        access=runtime.access,
+        projects=projects,
+        clock=clock,
+        telemetry=telemetry,
+        partitions=settings.partitions,
+        raw_retention=raw,
+    )
+    added = asyncio.Event()
+    counting = EventsConsumer(Accounting(store, PriceBook.bundled(), ids), db, telemetry, added)
+    worker = PartitionConsumer(
+        bus=runtime.bus,
+        db=db,
+        topic=EVENTS_TOPIC,
+        group=NAME,
+        owner=f"{NAME}-{uuid7()}",
+        apply=counting.apply,
+        after=counting.after,
+        clock=clock,
+    )
+    relay = WindowsRelay(
+        bus=runtime.bus,
+        store=store,
+        progress=worker,
+        clock=clock,
+        telemetry=telemetry,
+        partitions=settings.windows_partitions,
+        skew=timedelta(milliseconds=settings.clock_skew_ms),
+        added=added,
+    )
+    forgetting = Forgetting(store, clock, partitions=settings.partitions, raw=raw, ids=ids)
+    return Parts(
+        app=UsageRoutes(ingest, runtime.bus, telemetry).app(),
+        tasks=[
+            worker,
+            relay,
+            forgetting.periodic(),
+            EventConsumer(
+                bus=runtime.bus,
+                db=db,
+                service=NAME,
+                group=NAME,
+                topics=[_PLATFORM_EVENTS],
+                handlers={"org.deleted": forgetting.org_deleted},
+            ),
+            runtime.bus.tail([_PLATFORM_EVENTS], eviction(projects, runtime.access)),
+        ],
+    )
+
+
+SERVICE = Service(NAME, build, Path(__file__).parent / "migrations")

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc.aio
+import httpx
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.background import PartStatus
+from common.database import bootstrap, migrate
+from common.events.bus import TopicMismatch
+from common.http.app import RestApp, answer
+from common.identity.call import Principal
+from common.identity.tokens import public_jwk
+from common.lifecycle import Host, NotReady
+from common.service import Parts, Runtime, Service
+from common.settings import Settings
+from common.testing import Signer
+from mindweave.auth.v1 import auth_pb2, auth_pb2_grpc
+from mindweave.team.v1.team_pb2_grpc import TeamServiceStub
+
+pytestmark = pytest.mark.rpc
+
+SCHEMA = "CREATE TABLE things (id integer PRIMARY KEY);"
+
+
+class Auth(auth_pb2_grpc.AuthServiceServicer):
+    """Gives every service its token."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._signer = Signer(runtime.clock, runtime.settings.issuer)
+
+    async def issue(
+        self, request: auth_pb2.IssueServiceTokenRequest, context: object
+    ) -> auth_pb2.IssueServiceTokenResponse:
+        principal = self._signer.signed(Principal("service", service=request.service))
+        ends = Timestamp()
+        ends.FromDatetime(datetime.now(UTC) + timedelta(minutes=5))
+        return auth_pb2.IssueServiceTokenResponse(token=principal.token, expires_at=ends)
+
+    async def keys(
+        self, request: auth_pb2.GetJwksRequest, context: object
+    ) -> auth_pb2.GetJwksResponse:
+        jwk = public_jwk(self._signer.kid, self._signer.key.public_key())
+        return auth_pb2.GetJwksResponse(keys=[auth_pb2.JsonWebKey(**jwk)])
+
+    IssueServiceToken, GetJwks = issue, keys
+
+
+class Work:
+    """Background work that notes what happens to it."""
+
+    name = "work"
+
+    def __init__(self, noted: list[str], *, ready: bool = True) -> None:
+        self._noted = noted
+        self.ready = ready
+
+    async def start(self) -> None:
+        self._noted.append("work started")
+
+    async def stop(self) -> None:
+        self._noted.append("work stopped")
+
+    def status(self) -> PartStatus:
+        return PartStatus(self.ready, "" if self.ready else "has no work", lag=3)
+
+
+class Usage:
+    """Answers one REST route, when it is told to."""
+
+    def __init__(self) -> None:
+        self.entered, self.free = asyncio.Event(), asyncio.Event()
+
+    async def health(self, _: Request) -> Response:
+        self.entered.set()
+        await self.free.wait()
+        return answer({"status": "ok"})
+
+    def app(self) -> RestApp:
+        return RestApp({"/mindweave.usage_tracker.v1.UsageTrackerService/GetHealth": self.health})
+
+
+@pytest.fixture
+def migrations(tmp_path: Path) -> Path:
+    (tmp_path / "0001_things.sql").write_text(SCHEMA)
+    return tmp_path
+
+
+@pytest.fixture
+async def admin(settings: Settings) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    connection = await asyncpg.connect(settings.database_url)
+    yield connection
+    await connection.execute("DROP DATABASE IF EXISTS auth WITH (FORCE)")
+    await connection.close()
+
+
+@pytest.fixture
+def alone(settings: Settings) -> Settings:
+    """Of a process on free ports that waits for a second at most."""
+    return settings.model_copy(update={"listen": "127.0.0.1:0", "startup_timeout": 1.0})
+
+
+def auth(migrations: Path | None = None, work: Work | None = None) -> Service:
+    async def build(runtime: Runtime) -> Parts:
+        servicers = [("mindweave.auth.v1.AuthService", Auth(runtime))]
+        return Parts(servicers=servicers, tasks=[work] if work else [])
+
+    return Service("auth", build, migrations)
+
+
+def usage(app: RestApp, seen: Callable[[Runtime], Awaitable[None]] | None = None) -> Service:
+    async def build(runtime: Runtime) -> Parts:
+        if seen is not None:
+            await seen(runtime)
+        return Parts(app=app)
+
+    return Service("usage_tracker", build, None)
+
+
+async def migrated(settings: Settings, migrations: Path) -> None:
+    await bootstrap(settings.database_url or "", "auth", settings)
+    await migrate(settings.owner_dsn("auth"), "auth", migrations)
+
+
+@asynccontextmanager
+async def running(services: list[Service], settings: Settings) -> AsyncIterator[Host]:
+    host = Host(services, settings, version="1.2.3")
+    await host.start()
+    try:
+        yield host
+    finally:
+        await host.stop()
+
+
+async def ready(address: str) -> tuple[int, dict[str, Any]]:
+    async with httpx.AsyncClient() as http:
+        response = await http.get(f"http://{address}/health/ready")
+    return response.status_code, response.json()
+
+
+async def test_a_process_tells_each_service_and_part_when_it_is_ready(
+    alone: Settings, migrations: Path, admin: object
+) -> None:
+    await migrated(alone, migrations)
+    noted: list[str] = []
+
+    async with running([auth(migrations, Work(noted)), usage(Usage().app())], alone) as host:
+        status, report = await ready(host.http_address)
+        same = await ready(host.metrics_address)
+
+    assert (status, report["status"]) == (200, "ok")
+    assert [s["name"] for s in report["services"]] == ["auth", "usage_tracker"]
+    assert {s["version"] for s in report["services"]} == {"1.2.3"}
+    parts = {part["name"]: part for part in report["services"][0]["parts"]}
+    assert {"database", "broker", "work", "outbox", "housekeeping"} <= parts.keys()
+    assert parts["work"] == {"name": "work", "ready": True, "detail": "", "lag": 3}
+    assert same[0] == 200
+    assert noted == ["work started", "work stopped"]
+
+
+async def test_grpc_health_and_metrics_are_served(alone: Settings) -> None:
+    async with running([auth()], alone) as host:
+        async with grpc.aio.insecure_channel(host.rpc_address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            said = await health.Check(
+                health_pb2.HealthCheckRequest(service="mindweave.auth.v1.AuthService")
+            )
+        async with httpx.AsyncClient() as http:
+            metrics = await http.get(f"http://{host.metrics_address}/metrics")
+
+    assert said.status == health_pb2.HealthCheckResponse.SERVING
+    assert metrics.status_code == 200
+    assert 'service="auth"' in metrics.text
+    assert host.http_address == ""
+
+
+async def test_a_database_that_was_not_migrated_is_named(
+    alone: Settings, migrations: Path, admin: object
+) -> None:
+    await bootstrap(alone.database_url or "", "auth", alone)
+    host = Host([auth(migrations)], alone, version="0")
+
+    with pytest.raises(NotReady, match=r"database of auth: lacks .*0001_things.sql.*migrate"):
+        await host.start()
+
+
+async def test_a_broker_that_is_down_is_named(alone: Settings) -> None:
+    down = alone.model_copy(update={"redis_url": "redis://127.0.0.1:1"})
+    host = Host([auth()], down, version="0")
+
+    with pytest.raises(NotReady, match="the event broker"):
+        await host.start()
+
+
+async def test_without_auth_nothing_starts(alone: Settings) -> None:
+    host = Host([usage(Usage().app())], alone, version="0")
+
+    with pytest.raises(NotReady, match="auth"):
+        await host.start()
+
+
+async def test_a_part_that_does_not_get_ready_is_named(alone: Settings) -> None:
+    host = Host([auth(work=Work([], ready=False))], alone, version="0")
+
+    with pytest.raises(NotReady, match="auth work: has no work"):
+        await host.start()
+
+
+async def test_a_part_that_fails_later_makes_the_process_unready(alone: Settings) -> None:
+    work = Work([])
+    async with running([auth(work=work), usage(Usage().app())], alone) as host:
+        work.ready = False
+        status, report = await ready(host.http_address)
+
+    assert (status, report["status"]) == (503, "unavailable")
+    assert [s["ready"] for s in report["services"]] == [False, True]
+
+
+async def test_another_number_of_partitions_than_the_stored_one_is_refused(
+    alone: Settings,
+) -> None:
+    async with running([auth()], alone):
+        pass
+    other = alone.model_copy(update={"partitions": alone.partitions + 1})
+
+    with pytest.raises(TopicMismatch, match=r"usage\.events"):
+        await Host([auth()], other, version="0").start()
+
+
+async def test_an_address_that_is_taken_is_an_error(alone: Settings) -> None:
+    services = [auth(), usage(Usage().app())]
+    async with running(services, alone) as host:
+        taken = alone.model_copy(update={"listen": host.http_address})
+        with pytest.raises(OSError, match="in use"):
+            await Host(services, taken, version="0").start()
+
+
+async def test_a_stop_lets_open_requests_end(alone: Settings) -> None:
+    noted: list[str] = []
+    slow = Usage()
+    host = Host([auth(work=Work(noted)), usage(slow.app())], alone, version="0")
+    await host.start()
+    async with httpx.AsyncClient() as http:
+        request = asyncio.create_task(http.get(f"http://{host.http_address}/v1/health"))
+        await slow.entered.wait()
+        stopping = asyncio.create_task(host.stop())
+        status, report = await ready(host.metrics_address)
+        noted.append("request answered")
+        slow.free.set()
+        response = await request
+        await stopping
+        with pytest.raises(httpx.ConnectError):
+            await http.get(f"http://{host.http_address}/v1/health")
+
+    assert response.status_code == 200
+    assert (status, report["status"]) == (503, "unavailable")
+    assert noted == ["work started", "request answered", "work stopped"]
+
+
+async def test_a_service_calls_only_whom_the_table_names(alone: Settings) -> None:
+    seen: list[Runtime] = []
+
+    async def look(runtime: Runtime) -> None:
+        seen.append(runtime)
+        assert runtime.channel("team") is runtime.channel("team")
+        assert isinstance(runtime.stub("team", TeamServiceStub), TeamServiceStub)
+        assert await runtime.cache.ping()
+        with pytest.raises(LookupError, match="account"):
+            runtime.channel("account")
+
+    async with running([auth(), usage(Usage().app(), look)], alone):
+        assert seen[0].name == "usage_tracker"
+        assert await seen[0].service_token.get()
+        principal = await seen[0].verifier.verify(await seen[0].service_token.get())
+
+    assert principal.service == "usage_tracker"

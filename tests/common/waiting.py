@@ -1,0 +1,22 @@
+"""Waiting for what happens by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+PATIENCE = 30.0
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Returns once the condition holds.
+
+    Raises:
+        TimeoutError: it never did.
+    """
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            answer = condition()
+            if await answer if isinstance(answer, Awaitable) else answer:
+                return
+            await asyncio.sleep(0.02)

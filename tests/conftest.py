@@ -1,0 +1,94 @@
+"""Real servers for the tests: one PostgreSQL and one Valkey for the whole run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import uvloop
+
+from common.clock import SystemClock
+from common.settings import Settings, load_settings
+from fleet.embedded import Postgres, Valkey
+
+ROOT = Path(__file__).resolve().parent.parent
+SECRET = "a secret of the tests, longer than needed"
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the platform runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """An embedded PostgreSQL of this run; ``admin_dsn`` is its superuser's."""
+    server = Postgres(tmp_path_factory.mktemp("pg") / "postgres", "password")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """An embedded Valkey of this run that keeps what it acknowledges; ``url`` reaches it."""
+    server = Valkey(tmp_path_factory.mktemp("vk") / "broker", "password", durable=True)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def settings(
+    postgres: Postgres, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
+    return load_settings(
+        secret=SECRET,
+        database_url=postgres.admin_dsn,
+        redis_url=valkey.url,
+        cache_url=valkey.url,
+        data=tmp_path_factory.mktemp("data"),
+    )
+
+
+@pytest.fixture(scope="module")
+async def service_database(settings: Settings) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """Makes the database of a service, as in ``await service_database("team")``.
+
+    It is empty and migrated, the test module's own, and what is returned is its ``Database`` as
+    the runtime role. ``folder`` names other migrations than the service's.
+    """
+    from common.database import Database, bootstrap, migrate
+    from common.testing import sealer_of, silent_telemetry
+
+    async with AsyncExitStack() as stack:
+
+        async def make(name: str, folder: Path | None = None, **options: Any) -> Database:
+            admin_dsn = settings.database_url or ""
+            await bootstrap(admin_dsn, name, settings)
+            stack.push_async_callback(_drop, admin_dsn, name)
+            migrations = folder or ROOT / "services" / name / "migrations"
+            await migrate(settings.owner_dsn(name), name, migrations)
+            given = {
+                "name": name,
+                "size": 4,
+                "clock": SystemClock(),
+                "sealer": sealer_of(settings, name),
+                "telemetry": silent_telemetry(name),
+            }
+            database = await Database.open(settings.runtime_dsn(name), **given | options)
+            stack.push_async_callback(database.close)
+            return database
+
+        yield make
+
+
+async def _drop(admin_dsn: str, name: str) -> None:
+    connection = await asyncpg.connect(admin_dsn)
+    await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    await connection.close()

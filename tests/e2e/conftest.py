@@ -1,0 +1,40 @@
+"""The platform that the end-to-end tests talk to: one named by its address, or one of our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from fleet.process import Platform
+from tests.e2e.own import free_port
+from tests.e2e.tenant import Tenant, tenant
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of the REST API, such as ``http://127.0.0.1:8080``; MINDWEAVE_E2E_ADDRESS where it is set."""
+    given = os.environ.get("MINDWEAVE_E2E_ADDRESS")
+    if given:
+        yield given.rstrip("/")
+        return
+    data = tmp_path_factory.mktemp("platform")
+    with Platform(data, f"127.0.0.1:{free_port()}") as platform:
+        platform.wait_until_ready()
+        yield platform.address
+    assert platform.process.returncode == 0, platform.last_lines()
+
+
+@pytest.fixture(scope="session")
+def api(address: str) -> Iterator[httpx.Client]:
+    """A client without any credential."""
+    with httpx.Client(base_url=address, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def own_tenant(address: str) -> Tenant:
+    """An organization with its owner, projects and key, of this test module alone."""
+    return tenant(address)

@@ -1,0 +1,76 @@
+"""The database of team and an auth that knows some users."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.clock import SystemClock
+from common.database import Database
+from common.errors import Unavailable
+from common.events.envelope import Envelope, decode
+from mindweave.auth.v1.auth_pb2 import ListProfilesRequest, ListProfilesResponse, Profile
+from services.team.actions import MemberActions
+
+
+class Auth:
+    """Knows the profiles of the users that were added to it."""
+
+    def __init__(self) -> None:
+        self.profiles: dict[UUID, Profile] = {}
+        self.down = False
+
+    def user(self, name: str = "Ada") -> UUID:
+        user_id = uuid4()
+        self.profiles[user_id] = Profile(
+            user_id=str(user_id), email=f"{user_id}@example.org", display_name=name
+        )
+        return user_id
+
+    async def list_profiles(
+        self, request: ListProfilesRequest, context: object = None
+    ) -> ListProfilesResponse:
+        if self.down:
+            raise Unavailable("auth is down")
+        known = (self.profiles.get(UUID(user_id)) for user_id in request.user_ids)
+        return ListProfilesResponse(profiles=[profile for profile in known if profile])
+
+    ListProfiles = list_profiles
+
+
+@pytest.fixture
+def auth() -> Auth:
+    return Auth()
+
+
+@pytest.fixture(scope="module")
+async def database(service_database: Callable[..., Awaitable[Any]]) -> Database:
+    made: Database = await service_database("team")
+    return made
+
+
+@pytest.fixture
+def actions(database: Database, auth: Auth) -> MemberActions:
+    return MemberActions(database, auth, SystemClock())
+
+
+Published = Callable[[], Awaitable[list[Envelope]]]
+
+
+@pytest.fixture
+async def published(database: Database) -> Published:
+    """Reads what this test has written to the outbox so far, in order."""
+    async with database.session() as connection:
+        start = await connection.fetchval("SELECT coalesce(max(id), 0) FROM outbox")
+
+    async def read() -> list[Envelope]:
+        async with database.session() as connection:
+            rows = await connection.fetch(
+                "SELECT value FROM outbox WHERE id > $1 ORDER BY id", start
+            )
+        return [decode(row["value"]) for row in rows]
+
+    return read

@@ -1,0 +1,440 @@
+"""The ledger on a real PostgreSQL: exact over repeats, kills and zombies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.database import Connection, Database
+from common.events.bus import Record
+from common.events.ledger import RecordRefused
+from common.events.ledger.offsets import Fenced, Offsets
+from common.testing import silent_telemetry
+from common.timeseries import partition_days
+from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.consumer.events import Counted, EventsConsumer
+from services.usage_tracker.consumer.forgetting import Forgetting
+from services.usage_tracker.domain.pricing import PriceBook
+from services.usage_tracker.domain.settling import Arrived
+from services.usage_tracker.store import UsageStore
+
+pytestmark = pytest.mark.store
+
+MakeArrived = Callable[..., Arrived]
+MakeRecord = Callable[..., Record]
+NOW = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
+TABLES = ("events", "event_ids", "deltas", "parts", "relays", "deleted_orgs", "outbox", "offsets")
+
+
+@pytest.fixture(scope="module")
+async def db(service_database: Callable[[str], Awaitable[Database]]) -> Database:
+    return await service_database("usage_tracker")
+
+
+@pytest.fixture(autouse=True)
+async def _empty(db: Database) -> None:
+    async with db.session() as connection:
+        for table in TABLES:
+            await connection.execute(f"DELETE FROM {table}")
+
+
+@pytest.fixture
+def store(db: Database) -> UsageStore:
+    return UsageStore(db)
+
+
+@pytest.fixture
+def worker(db: Database, store: UsageStore) -> EventsConsumer:
+    accounting = Accounting(store, PriceBook.bundled(), timedelta(days=8))
+    return EventsConsumer(accounting, db, silent_telemetry(), asyncio.Event())
+
+
+class Owner:
+    """A process that owns part 0: what ``PartitionConsumer`` does, one transaction at a time."""
+
+    def __init__(self, db: Database, worker: EventsConsumer, name: str, lease: float = 60) -> None:
+        self._db = db
+        self._worker = worker
+        self._offsets = Offsets(db, topic="usage.events", owner=name, lease=lease)
+        self.epoch = 0
+        self.token: str | None = None
+
+    async def take(self) -> None:
+        holding = await self._offsets.take(0, "born")
+        assert holding is not None
+        self.epoch, self.token = holding.epoch, holding.token
+
+    async def process(self, *records: Record, before_commit: Any = None) -> Counted:
+        async with self._db.session() as connection, connection.transaction():
+            counted = await self._worker.apply(connection, 0, records)
+            if before_commit is not None:
+                await before_commit()
+            last = records[-1].token
+            await self._offsets.advance(connection, 0, self.epoch, self.token, last)
+        self.token = last
+        return counted
+
+
+@pytest.fixture
+async def owner(db: Database, worker: EventsConsumer) -> Owner:
+    owner = Owner(db, worker, "first")
+    await owner.take()
+    return owner
+
+
+async def contents(db: Database) -> dict[str, list[Any]]:
+    """Every row of the ledger, in an order of its own."""
+    async with db.session() as connection:
+        return {
+            table: sorted(
+                (tuple(r) for r in await connection.fetch(f"SELECT * FROM {table}")), key=repr
+            )
+            for table in ("events", "event_ids", "deltas", "parts", "offsets")
+        }
+
+
+async def total(db: Database, measure: str) -> int:
+    async with db.session() as connection:
+        return int(await connection.fetchval(f"SELECT coalesce(sum({measure}), 0) FROM deltas"))
+
+
+async def test_a_batch_becomes_raw_rows_identities_and_deltas_with_exact_sums(
+    db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    key, user = uuid4(), uuid4()
+    event = arrived(
+        api_key_id=key,
+        user_id=user,
+        user_ref="jané",
+        provider="anthropic",
+        input_tokens=1,
+        output_tokens=2,
+        cache_read_tokens=3,
+        cache_write_5m_tokens=4,
+        cache_write_1h_tokens=5,
+        latency_us=1234,
+        client_cost_nano=99,
+        metadata='{"a":"é"}'.encode(),
+        session_id="s",
+    )
+    await owner.process(record(event, arrived(model="acme-13b", status="error")))
+
+    async with db.session() as connection:
+        raw = await connection.fetchrow("SELECT * FROM events WHERE model LIKE 'claude%'")
+        unpriced = await connection.fetchrow("SELECT * FROM events WHERE model LIKE 'acme%'")
+        deltas = await connection.fetch("SELECT * FROM deltas ORDER BY seq")
+    assert raw is not None
+    assert unpriced is not None
+    assert (raw["event_id"], raw["api_key_id"]) == (UUID(bytes=event.row.event_id), key)
+    assert (raw["user_ref"], raw["metadata"], raw["session_id"]) == ("jané", '{"a":"é"}', "s")
+    assert raw["cost_nano"] == 1_000 + 10_000 + 300 + 5_000 + 10_000
+    assert (raw["cache_write_nano"], raw["client_cost_nano"]) == (15_000, 99)
+    assert raw["price_version"].endswith("anthropic/claude-haiku-4-5")
+    assert (unpriced["cost_nano"], unpriced["price_version"]) == (None, None)
+    assert [d["seq"] for d in deltas] == [1, 2]
+    assert deltas[0]["start"] == NOW.replace(second=0)
+    assert (deltas[0]["user_id"], deltas[0]["api_key_id"]) == (user, key)
+    assert (deltas[0]["latency_bins"], deltas[0]["latency_counts"]) == ([360], [1])
+    assert (deltas[1]["errors"], deltas[1]["unpriced_events"], deltas[1]["cost_nano"]) == (1, 1, 0)
+
+
+async def test_a_repeat_in_a_later_batch_counts_nothing(
+    db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    events = [arrived() for _ in range(50)]
+    await owner.process(record(*events[:30], number=1))
+    counted = await owner.process(record(*events[10:], *events[:5], number=2))
+
+    assert (counted.events, counted.duplicates, counted.conflicts) == (20, 25, 0)
+    assert await total(db, "events") == 50
+    async with db.session() as connection:
+        assert await connection.fetchval("SELECT duplicates FROM parts") == 25
+
+
+async def test_a_repeat_with_another_body_is_counted_and_told_in_the_same_commit(
+    db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    first = arrived(digest=b"one", input_tokens=10)
+    again = first._replace(row=first.row._replace(digest=b"two", input_tokens=500))
+    await owner.process(record(first, number=1))
+    counted = await owner.process(record(again, number=2))
+
+    assert (counted.events, counted.conflicts) == (0, 1)
+    assert await total(db, "input_tokens") == 10
+    async with db.session() as connection:
+        assert await connection.fetchval("SELECT conflicts FROM parts") == 1
+        (sent,) = await connection.fetch("SELECT topic, value FROM outbox")
+    assert sent["topic"] == "platform.events"
+    assert b"usage.conflict" in sent["value"]
+    assert str(UUID(bytes=first.row.event_id)).encode() in sent["value"]
+
+
+async def test_a_model_without_a_price_is_told_once_a_batch(
+    db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    await owner.process(record(*(arrived(model="acme-13b") for _ in range(7))))
+
+    async with db.session() as connection:
+        (sent,) = await connection.fetch("SELECT value FROM outbox")
+    assert b"usage.unpriced" in sent["value"]
+    assert b'"events":"7"' in sent["value"]
+
+
+async def test_deltas_are_numbered_without_gaps_in_the_order_of_commits(
+    db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    for number in range(4):
+        events = [arrived(org_id=UUID(int=n + 1)) for n in range(3)]
+        await owner.process(record(*events, number=number))
+
+    async with db.session() as connection:
+        rows = await connection.fetch("SELECT seq FROM deltas ORDER BY seq")
+        last = await connection.fetchval("SELECT last_seq FROM parts")
+    assert [row["seq"] for row in rows] == list(range(1, 13))
+    assert last == 12
+
+
+class Killed:
+    """A connection whose process dies at its n-th statement."""
+
+    def __init__(self, connection: Connection, statement: int) -> None:
+        self._connection = connection
+        self._statement = statement
+        self.ran = 0
+
+    def __getattr__(self, name: str) -> Any:
+        original = getattr(self._connection, name)
+        if name not in ("execute", "fetch", "fetchval", "copy_records_to_table"):
+            return original
+
+        async def run(*args: Any, **kwargs: Any) -> Any:
+            self.ran += 1
+            if self.ran == self._statement:
+                raise ConnectionResetError("killed")
+            return await original(*args, **kwargs)
+
+        return run
+
+
+async def test_a_kill_at_any_statement_neither_loses_nor_doubles(
+    db: Database,
+    owner: Owner,
+    worker: EventsConsumer,
+    arrived: MakeArrived,
+    record: MakeRecord,
+) -> None:
+    await owner.process(record(arrived(), number=1))
+    batch = record(
+        *(arrived(input_tokens=n) for n in range(20)), arrived(model="acme-13b"), number=2
+    )
+    before = await contents(db)
+    statement, ran = 0, 1
+    while ran >= statement:
+        statement += 1
+        connection = await db.connect()
+        await connection.transaction().start()
+        killed = Killed(connection, statement)
+        with suppress(ConnectionResetError):
+            await worker.apply(killed, 0, [batch])
+        connection.terminate()
+        ran = killed.ran
+        assert await contents(db) == before
+
+    assert statement > 5
+    await owner.process(batch)
+    after = await contents(db)
+    assert len(after["events"]) == len(after["event_ids"]) == 22
+    assert await total(db, "events") == 22
+    assert await total(db, "input_tokens") == sum(range(20)) + 2 * 1000
+
+
+async def test_a_zombie_that_wakes_after_another_took_its_part_changes_nothing(
+    db: Database,
+    owner: Owner,
+    worker: EventsConsumer,
+    arrived: MakeArrived,
+    record: MakeRecord,
+) -> None:
+    batch = [record(*(arrived() for _ in range(30)), number=n) for n in (1, 2)]
+    await owner.process(batch[0])
+    taken = asyncio.Event()
+    appended = asyncio.Event()
+
+    async def pause() -> None:
+        appended.set()
+        await taken.wait()
+
+    zombie = asyncio.create_task(owner.process(batch[1], before_commit=pause))
+    await appended.wait()
+    async with db.session() as connection:
+        await connection.execute("UPDATE offsets SET lease_until = now() - interval '1 s'")
+    heir = Owner(db, worker, "second")
+    await heir.take()
+    heirs = asyncio.create_task(heir.process(batch[1]))
+    taken.set()
+
+    with pytest.raises(Fenced):
+        await zombie
+    await heirs
+    assert await total(db, "events") == 60
+    found = await contents(db)
+    assert len(found["events"]) == len(found["event_ids"]) == 60
+    async with db.session() as connection:
+        seqs = await connection.fetch("SELECT seq FROM deltas ORDER BY seq")
+    assert [row["seq"] for row in seqs] == [1, 2]
+
+
+async def test_owners_of_different_parts_do_not_wait_for_each_other(
+    db: Database, worker: EventsConsumer, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    async with db.session() as one, one.transaction():
+        await worker.apply(one, 0, [record(arrived())])
+        async with db.session() as other, other.transaction():
+            await worker.apply(other, 1, [record(arrived(), part=1)])
+
+    assert await total(db, "events") == 2
+
+
+async def test_what_cannot_be_read_is_refused_and_stops_the_part(
+    owner: Owner, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    good = record(arrived())
+    for value in (b"", b"\x00", b"{}", good.value[:-10], good.value[:40] + good.value[60:]):
+        broken = Record(good.topic, 0, "1-1", "", value, good.headers)
+        with pytest.raises(RecordRefused):
+            await owner.process(broken)
+
+
+async def test_an_identity_is_exact_to_eight_days_across_partitions(
+    db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    event = arrived(received_at=NOW - timedelta(days=8))
+
+    def again(received_at: datetime) -> Arrived:
+        return arrived(received_at=received_at, event_id=UUID(bytes=event.row.event_id))
+
+    await owner.process(record(event, number=1))
+    second = await owner.process(record(again(NOW - timedelta(microseconds=1)), number=2))
+    third = await owner.process(record(again(NOW), number=3))
+
+    assert (second.events, second.duplicates) == (0, 1)
+    assert (third.events, third.duplicates) == (1, 0)
+
+
+async def test_days_are_dropped_by_the_watermark_of_the_slowest_part_and_not_by_the_clock(
+    db: Database, owner: Owner, store: UsageStore, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    forgetting = Forgetting(
+        store, db.clock, partitions=2, raw=timedelta(days=7), ids=timedelta(days=8)
+    )
+    day = datetime(2024, 2, 1, 12, tzinfo=UTC)
+    await owner.process(record(arrived(received_at=day, at=day)))
+
+    async def kept(table: str) -> bool:
+        async with db.session() as connection:
+            return day.date() in await partition_days(connection, table)
+
+    await store.note_watermarks({0: day + timedelta(days=30)})
+    await forgetting.step()
+    assert await kept("events")
+    await store.note_watermarks({1: datetime(2024, 2, 8, 23, 59, tzinfo=UTC)})
+    await forgetting.step()
+    assert await kept("events")
+    await store.note_watermarks({1: datetime(2024, 2, 9, tzinfo=UTC)})
+    await forgetting.step()
+    assert not await kept("events")
+    assert await kept("event_ids")
+    await store.note_watermarks({1: datetime(2024, 2, 10, tzinfo=UTC)})
+    await forgetting.step()
+    assert not await kept("event_ids")
+    assert await total(db, "events") == 1
+
+
+async def test_a_watermark_never_goes_back(db: Database, store: UsageStore) -> None:
+    await store.note_watermarks({0: NOW})
+    await store.note_watermarks({0: NOW - timedelta(hours=1)})
+
+    assert await store.least_watermark(1) == NOW
+    assert await store.least_watermark(2) is None
+
+
+async def test_a_deleted_organization_goes_once_all_it_sent_is_counted(
+    db: Database, owner: Owner, store: UsageStore, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    gone, stays = UUID(int=1), UUID(int=2)
+    await owner.process(record(arrived(org_id=gone), arrived(org_id=stays)))
+    async with db.change(call=None) as change:
+        await store.note_deleted(change, gone, NOW)
+        await store.note_deleted(change, gone, NOW + timedelta(hours=1))
+
+    assert await store.forget_deleted(4, NOW) == 1
+    assert await total(db, "events") == 2
+    assert await store.forget_deleted(4, NOW + timedelta(seconds=1)) == 0
+    found = await contents(db)
+    assert [row[2] for row in found["events"]] == [stays]
+    assert await total(db, "events") == 1
+    assert len(found["event_ids"]) == 2
+
+
+async def test_what_is_unsent_comes_as_the_columns_of_the_contract(
+    db: Database, owner: Owner, store: UsageStore, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    project = uuid4()
+    for number in (1, 2, 3):
+        await owner.process(record(arrived(project_id=project, latency_us=10), number=number))
+    first = await store.unsent(0, 2)
+    assert first is not None
+    assert first["seq"] == [1, 2]
+    assert first["org_id"] == [UUID(int=1).bytes] * 2
+    assert first["project_id"] == [project.bytes] * 2
+    assert first["team_id"] == [None, None]
+    assert first["minute"] == [int(NOW.timestamp()) // 60] * 2
+    assert first["latency_bins"] == [[117], [117]]
+    assert first["reason"] == [None, None]
+    await store.sent(0, 2)
+    await store.sent(0, 1)
+    rest = await store.unsent(0, 2)
+    assert rest is not None
+    assert rest["seq"] == [3]
+    await store.sent(0, 3)
+    assert await store.unsent(0, 2) is None
+
+
+async def test_days_to_come_have_their_partitions_before_they_begin(
+    db: Database, store: UsageStore
+) -> None:
+    days = [date(2031, 1, 1), date(2031, 1, 2)]
+    await store.prepare_days(days)
+    await store.prepare_days(days)
+
+    async with db.session() as connection:
+        for table in ("events", "event_ids"):
+            assert set(days) <= set(await partition_days(connection, table))
+
+
+async def test_the_look_up_of_identities_uses_their_index(db: Database, store: UsageStore) -> None:
+    async with db.session() as connection:
+        indexes = await connection.fetch(
+            "SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'event_ids%'"
+        )
+    assert indexes
+    assert all("(part, org_id, event_id)" in row["indexdef"] for row in indexes)
+
+
+async def test_an_event_of_the_largest_counts_fits_and_costs_what_it_costs_or_nothing(
+    db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    huge = [arrived(input_tokens=2**53, output_tokens=0, model="gpt-5-mini") for _ in range(3)]
+    beyond = [arrived(input_tokens=2**53, output_tokens=2**53, model="o1-pro") for _ in range(3)]
+    counted = await owner.process(record(*huge, *beyond))
+
+    assert (counted.events, counted.unpriced) == (6, 3)
+    async with db.session() as connection:
+        costs = await connection.fetch("SELECT cost_nano FROM events ORDER BY cost_nano")
+    assert [row["cost_nano"] for row in costs] == [2**53 * 250] * 3 + [None] * 3
