@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from fleet.process import Platform, PlatformEnded
 from fleet.replay import Outcome, client, send_with_progress, wait_until_fresh
 from fleet.workload import Request, Workload, generate, read_trace
 
+TABLE_WIDTH = 112
 TRACE = Path("../shared/data/azure-llm-2023-conv.csv")
 
 
@@ -45,6 +47,8 @@ def run(data: Path, listen: str, *, once: bool, seed: int = 1) -> None:
         PlatformEnded: the platform did not start.
     """
     console = Console()
+    # Numbers are never cut: a narrower terminal wraps the lines instead.
+    console.width = max(console.width, TABLE_WIDTH)
     address = f"http://{listen}"
     platform = Platform(data, listen)
     console.print(f"Starting the embedded platform in {data} (log: {platform.log}) ...")
@@ -139,8 +143,8 @@ def _report(
 def _table(
     http: httpx.Client, account: Account, title: str, granularity: str, dimension: str | None
 ) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(title.removeprefix("By ").capitalize())
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(title.removeprefix("By "))
     for name in ("Events", "Errors", "Unpriced", "Input", "Output", "Cache read", "Cache write"):
         table.add_column(name, justify="right")
     table.add_column("Cost, USD", justify="right")

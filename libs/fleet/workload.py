@@ -182,7 +182,7 @@ class Workload:
 
     def _events(self, rng: Random, index: int, request: Request, at: datetime) -> Iterator[Event]:
         if rng.random() < self.shares.old:
-            at -= timedelta(seconds=rng.uniform(3600, 20 * 3600))
+            at -= timedelta(seconds=rng.uniform(3600, 5 * 3600))
         common: Event = {
             "project_id": rng.choices(self.projects, range(2 * len(self.projects), 0, -2))[0],
             "user_id": f"user-{min(int(rng.paretovariate(0.8)), self.users):02d}",

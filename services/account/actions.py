@@ -37,6 +37,9 @@ class OrgActions:
 
     ``answer`` makes the result inside the last transaction of a use case, so that what it
     remembers in the change commits together with the effect.
+
+    While team is down, creating and deleting raise ``Unavailable``, and the ``Sweeper`` ends what
+    was begun; everything else goes on.
     """
 
     def __init__(self, database: Database, team: TeamServiceStub, clock: Clock) -> None:

@@ -150,7 +150,7 @@ class ProjectActions:
 
 
 class KeyActions:
-    """What can be done with the API keys of projects."""
+    """What can be done with the API keys of projects; ``Unavailable`` while auth is down."""
 
     def __init__(self, database: Database, auth: AuthServiceStub, projects: ProjectActions) -> None:
         self._database = database

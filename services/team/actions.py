@@ -36,6 +36,9 @@ class MemberActions:
 
     ``answer`` makes the result inside the transaction of a change, so that what it remembers
     there commits together with the effect.
+
+    While auth is down, listing, adding and changing members raise ``Unavailable``, since their
+    profiles are part of the answer; removing, opening, closing and ``resolve`` go on.
     """
 
     def __init__(self, database: Database, auth: AuthServiceStub, clock: Clock) -> None:

@@ -161,6 +161,25 @@ async def test_a_cache_that_fails_lifts_no_limit(
     assert guesses.count("judged") == 20
 
 
+async def test_a_cache_that_is_silent_counts_as_down(
+    database: Database, clock: ManualClock, subject: str
+) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    silent = Redis.from_url(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    limiter = Limiter(silent, database, clock)
+    limit = Limit("guesses", 1, GUESSES.window)
+    await limiter.count(limit, subject)
+    with pytest.raises(TooManyAttempts):
+        await limiter.count(limit, subject)
+    await silent.aclose()
+    server.close()
+    await server.wait_closed()
+
+
 async def test_without_cache_and_database_nothing_is_judged(
     no_cache: Redis, clock: ManualClock, subject: str
 ) -> None:

@@ -100,6 +100,20 @@ class TestRegister:
         assert again.message == first.message
         assert again.replayed
 
+    async def test_strangers_who_take_the_same_key_do_not_meet(self, auth: Auth) -> None:
+        key = uuid4().hex
+        first = await auth.answer("Register", a_registration(), idempotency_key=key, ip="192.0.2.1")
+        other = await auth.answer("Register", a_registration(), idempotency_key=key, ip="192.0.2.2")
+        assert not other.replayed
+        assert other.message.user.id != first.message.user.id
+
+    async def test_another_registration_under_the_same_key_is_refused(self, auth: Auth) -> None:
+        key = uuid4().hex
+        await auth.answer("Register", a_registration(), idempotency_key=key)
+        with pytest.raises(Invalid) as refused:
+            await auth.answer("Register", a_registration(), idempotency_key=key)
+        assert refused.value.code == "idempotency_key_reused"
+
     @pytest.mark.parametrize(
         ("given", "pointer"),
         [

@@ -49,7 +49,10 @@ class Keys:
         self.org_id, self.project_id = uuid4(), uuid4()
 
     async def create(self, caller: Principal, **given: Any) -> pb.CreatedApiKey:
-        return (await self.auth.call("CreateApiKey", asked(**given), caller)).api_key
+        response: pb.CreateApiKeyResponse = await self.auth.call(
+            "CreateApiKey", asked(**given), caller
+        )
+        return response.api_key
 
     async def exchange(self, secret: str) -> Principal:
         issued = await self.exchanged(secret)

@@ -23,6 +23,7 @@ from common.database.roles import scram_verifier
 from common.errors import Unavailable
 from common.settings import Settings, db_password
 from common.testing import sealer_of, silent_telemetry
+from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.store
 
@@ -116,11 +117,12 @@ async def test_a_runner_that_dies_leaves_nothing_and_the_next_one_goes_on(
     await migrate(owner_dsn, NAME, None)
     write(tmp_path, m0001_slow="CREATE TABLE slow (id int); SELECT pg_sleep(60)")
     runner = asyncio.create_task(migrate(owner_dsn, NAME, tmp_path))
-    while not await owner.fetchval(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-        " WHERE query LIKE 'CREATE TABLE slow%' AND wait_event = 'PgSleep'"
-    ):
-        await asyncio.sleep(0.02)
+    await eventually(
+        lambda: owner.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE query LIKE 'CREATE TABLE slow%' AND wait_event = 'PgSleep'"
+        )
+    )
     with pytest.raises(Unavailable):
         await runner
     assert not await exists(owner, "slow")
@@ -134,9 +136,9 @@ async def test_an_edited_file_is_refused_with_its_name(
     write(tmp_path, m0001_one="CREATE TABLE one (id int)", m0002_two="CREATE TABLE two (id int)")
     await migrate(owner_dsn, NAME, tmp_path)
     write(tmp_path, m0001_one="CREATE TABLE one (id bigint)", m0003_three="CREATE TABLE three ()")
-    with pytest.raises(MigrationRefused, match=f"{NAME}/0001_one.sql was edited"):
+    with pytest.raises(MigrationRefused, match=rf"{NAME}/0001_one\.sql was edited"):
         await migrate(owner_dsn, NAME, tmp_path)
-    with pytest.raises(MigrationRefused, match=f"{NAME}/0001_one.sql was edited"):
+    with pytest.raises(MigrationRefused, match=rf"{NAME}/0001_one\.sql was edited"):
         await pending(db, tmp_path)
     assert not await exists(owner, "three")
 
@@ -154,10 +156,10 @@ async def test_an_older_release_starts_on_a_newer_database(
 @pytest.mark.parametrize(
     ("files", "complaint"),
     [
-        ({"m1_one": ""}, "1_one.sql is not named"),
-        ({"m0001_One": ""}, "0001_One.sql is not named"),
-        ({"m0001_a": "", "m0001_b": ""}, "0001_a.sql and .*0001_b.sql have the same number"),
-        ({"m0001_a": "CREATE TABLE a ();\n commit ;"}, "0001_a.sql must leave its transaction"),
+        ({"m1_one": ""}, r"1_one\.sql is not named"),
+        ({"m0001_One": ""}, r"0001_One\.sql is not named"),
+        ({"m0001_a": "", "m0001_b": ""}, r"0001_a\.sql and .*0001_b\.sql have the same number"),
+        ({"m0001_a": "CREATE TABLE a ();\n commit ;"}, r"0001_a\.sql must leave its transaction"),
     ],
 )
 async def test_files_that_are_no_sequence_are_refused(
@@ -171,7 +173,7 @@ async def test_a_number_before_an_applied_one_is_refused(owner_dsn: str, tmp_pat
     write(tmp_path, m0002_two="CREATE TABLE two ()")
     await migrate(owner_dsn, NAME, tmp_path)
     write(tmp_path, m0001_late="CREATE TABLE late ()")
-    with pytest.raises(MigrationRefused, match="0001_late.sql comes before"):
+    with pytest.raises(MigrationRefused, match=r"0001_late\.sql comes before"):
         await migrate(owner_dsn, NAME, tmp_path)
 
 
@@ -184,7 +186,7 @@ async def test_a_failing_migration_leaves_nothing_half_done_and_names_its_line(
         m0002_bad="CREATE TABLE half ();\n\nINSERT INTO nowhere VALUES (1);",
         m0003_never="CREATE TABLE never ()",
     )
-    with pytest.raises(MigrationFailed, match='0002_bad.sql, line 3: relation "nowhere"'):
+    with pytest.raises(MigrationFailed, match=r'0002_bad\.sql, line 3: relation "nowhere"'):
         await migrate(owner_dsn, NAME, tmp_path)
     assert await exists(owner, "good")
     assert not await exists(owner, "half")
@@ -208,10 +210,11 @@ async def test_a_migration_gives_way_to_others_while_it_waits_for_a_lock(
     runner = asyncio.create_task(migrate(owner_dsn, NAME, tmp_path))
     other = await asyncpg.connect(owner_dsn)
     try:
-        while not await other.fetchval(
-            "SELECT count(*) FROM pg_locks WHERE relation = 'busy'::regclass AND NOT granted"
-        ):
-            await asyncio.sleep(0.02)
+        await eventually(
+            lambda: other.fetchval(
+                "SELECT count(*) FROM pg_locks WHERE relation = 'busy'::regclass AND NOT granted"
+            )
+        )
         # Queues behind the migration's lock, which gives up.
         assert await other.fetch("SELECT * FROM busy") == []
         assert not runner.done()
@@ -229,16 +232,14 @@ async def test_a_migration_that_never_gets_its_lock_says_so(
     write(tmp_path, m0002_column="ALTER TABLE busy ADD COLUMN label text")
     async with owner.transaction():
         await owner.execute("LOCK TABLE busy IN ACCESS SHARE MODE")
-        with pytest.raises(MigrationFailed, match="0002_column.sql got no lock"):
+        with pytest.raises(MigrationFailed, match=r"0002_column\.sql got no lock"):
             await migrate(owner_dsn, NAME, tmp_path, patience=0)
 
 
 async def test_a_runner_gives_up_on_another_that_never_ends(
     owner_dsn: str, owner: asyncpg.Connection[asyncpg.Record]
 ) -> None:
-    await owner.execute(
-        "SELECT pg_advisory_lock(hashtextextended('mindweave.migrations', 0))"
-    )
+    await owner.execute("SELECT pg_advisory_lock(hashtextextended('mindweave.migrations', 0))")
     with pytest.raises(MigrationFailed, match="another runner"):
         await migrate(owner_dsn, NAME, None, patience=0)
 
@@ -292,23 +293,22 @@ async def test_no_other_service_may_look_into_a_database(
 
 
 async def test_a_database_made_by_others_is_opened_to_its_runtime_role(
-    owner_dsn: str, owner: asyncpg.Connection[asyncpg.Record], settings: Settings
+    owner_dsn: str, settings: Settings
 ) -> None:
-    admin = await asyncpg.connect(settings.database_url)
     password = db_password(settings, "foreign_runtime")
-    await admin.execute(
-        f"CREATE ROLE foreign_runtime LOGIN PASSWORD '{scram_verifier(password)}';"
-        f"GRANT CONNECT ON DATABASE {NAME} TO foreign_runtime"
-    )
     dsn = settings.runtime_dsn(NAME).replace(
         f"{NAME}:{db_password(settings, NAME)}", f"foreign_runtime:{password}"
     )
-    await grant_runtime(owner_dsn, "foreign_runtime")
-    await migrate(owner_dsn, NAME, None)
-    foreign = await asyncpg.connect(dsn)
-    assert await foreign.fetchval("SELECT count(*) FROM outbox") == 0
-    await foreign.close()
-    await owner.execute("DROP OWNED BY foreign_runtime")
-    await admin.execute(f"REVOKE ALL ON DATABASE {NAME} FROM foreign_runtime")
-    await admin.execute("DROP ROLE foreign_runtime")
-    await admin.close()
+    admin = await asyncpg.connect(settings.database_url)
+    try:
+        await admin.execute(
+            f"CREATE ROLE foreign_runtime LOGIN PASSWORD '{scram_verifier(password)}';"
+            f"GRANT CONNECT ON DATABASE {NAME} TO foreign_runtime"
+        )
+        await grant_runtime(owner_dsn, "foreign_runtime")
+        await migrate(owner_dsn, NAME, None)
+        foreign = await asyncpg.connect(dsn)
+        assert await foreign.fetchval("SELECT count(*) FROM outbox") == 0
+        await foreign.close()
+    finally:
+        await admin.close()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.identity.sealing import Sealer, SealBroken
+from common.identity.sealing import SealBroken, Sealer
 
 pytestmark = pytest.mark.unit
 
@@ -22,6 +22,15 @@ def test_a_sealed_secret_is_not_to_be_read_and_looks_different_each_time() -> No
     first, second = (sealer.seal(b"mwu_a-secret-key", b"place") for _ in range(2))
     assert b"secret" not in first
     assert first != second
+
+
+@given(st.binary(), st.binary())
+def test_a_fingerprint_is_the_same_for_the_same_value_and_key_only(
+    value: bytes, other: bytes
+) -> None:
+    sealer = Sealer(KEY)
+    assert (sealer.fingerprint(value) == sealer.fingerprint(other)) == (value == other)
+    assert sealer.fingerprint(value) != Sealer(KEY[::-1]).fingerprint(value)
 
 
 @given(st.data())

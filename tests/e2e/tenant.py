@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,16 @@ PASSWORD = "thirteen quiet lighthouses"
 
 
 def bearer(address: str, credential: str) -> httpx.Client:
-    """A client that shows a key or an access token."""
-    return httpx.Client(
-        base_url=address, headers={"Authorization": f"Bearer {credential}"}, timeout=30
+    """A client that shows a key or an access token; its connections end with it."""
+    transport = httpx.HTTPTransport()
+    client = httpx.Client(
+        base_url=address,
+        headers={"Authorization": f"Bearer {credential}"},
+        timeout=30,
+        transport=transport,
     )
+    weakref.finalize(client, transport.close)
+    return client
 
 
 def created(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -77,9 +77,7 @@ async def stored(platform: Platform, org_id: str) -> int:
     dsn = folder.postgres().admin_dsn
     folder.close()
     connection = await asyncpg.connect(dsn, database="usage_tracker")
-    count = await connection.fetchval(
-        "SELECT count(*) FROM raw_events WHERE org_id = $1", UUID(org_id)
-    )
+    count = await connection.fetchval("SELECT count(*) FROM events WHERE org_id = $1", UUID(org_id))
     await connection.close()
     return count
 

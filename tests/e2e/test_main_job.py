@@ -112,7 +112,10 @@ def conflicts(who: Tenant) -> int:
     key = who.owner.client.post("/auth/api-keys", json=scopes).json()["key"]
     answer = who.client.get("/v1/metrics", headers={"Authorization": f"Bearer {key}"})
     assert answer.status_code == 200, answer.text
+    counter = "mindweave_events_counted_total{"
     lines = [
-        ln for ln in answer.text.splitlines() if ln.startswith("mindweave_usage_conflicts_total")
+        line
+        for line in answer.text.splitlines()
+        if line.startswith(counter) and 'outcome="conflict"' in line
     ]
     return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines)

@@ -125,7 +125,7 @@ def operations(address: str) -> list[tuple[str, dict[str, Any]]]:
 def attempt(client: httpx.Client, victim: Victim, name: str, entry: dict[str, Any]):
     """The operation with the victim's ids in path, query and body."""
     verb, template = name.split(" ")
-    named = {p["name"] for p in entry.get("parameters", []) if p["in"] == "query"}
+    named = {p["name"] for p in entry.get("parameters", []) if p.get("in") == "query"}
     known = {"org_id": victim.tenant.org_id, "project_id": victim.tenant.projects[0]}
     params = {k: v for k, v in known.items() if k in named}
     body = victim.bodies().get(name)

@@ -24,6 +24,7 @@ from common.http.server import HttpServer
 from common.identity.call import Call, Principal, current_call
 from common.identity.tokens import TokenVerifier
 from common.rpc.contract import Operation, operations_of
+from common.rpc.metadata import REPLAYED
 from common.settings import Settings, load_settings
 from common.telemetry import Telemetry
 from common.testing import Served, a_user, serve, silent_telemetry
@@ -49,13 +50,17 @@ class Throwaway:
     Attributes:
         replies: by method; an empty answer where there is none.
         etags: by method.
+        replayed: methods whose answer is an earlier one.
         asked: method, request and call, in order.
+        told: what travelled beside each of them.
     """
 
     def __init__(self, grpc_service: str) -> None:
         self.replies: dict[str, Reply] = {}
         self.etags: dict[str, int] = {}
+        self.replayed: set[str] = set()
         self.asked: list[tuple[str, Any, Call]] = []
+        self.told: list[dict[str, Any]] = []
         self._operations = {o.method: o for o in operations_of(grpc_service)}
 
     def __getattr__(self, name: str) -> Any:
@@ -64,6 +69,9 @@ class Throwaway:
             raise AttributeError(name)
 
         async def method(request: Message, context: Any) -> Message:
+            self.told.append(dict(context.invocation_metadata()))
+            if name in self.replayed:
+                context.set_trailing_metadata(((REPLAYED, "1"),))
             return await self._answer(operation, request)
 
         return method
@@ -228,8 +236,7 @@ def forget(request: pytest.FixtureRequest) -> None:
     """Each test begins with services that say nothing yet."""
     if "platform" in request.fixturenames:
         made: Platform = request.getfixturevalue("platform")
-        for name, service in made.services.items():
+        for service in made.services.values():
             exchange = service.replies.get("ExchangeApiKey")
             service.replies = {"ExchangeApiKey": exchange} if exchange else {}
-            service.etags, service.asked = {}, []
-            assert name
+            service.etags, service.asked, service.told, service.replayed = {}, [], [], set()

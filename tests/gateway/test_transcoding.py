@@ -45,15 +45,7 @@ ORG = "0199a3f2-6a10-7c41-9d5e-3b8f0c2a7e11"
 def faults_of(reader: ObjectReader, value: Any) -> list[FieldError]:
     faults = Faults()
     reader.check(value, "", faults)
-    return raised(faults)
-
-
-def raised(faults: Faults) -> list[FieldError]:
-    try:
-        faults.raise_any()
-    except Invalid as error:
-        return list(error.fields)
-    return []
+    return faults.found
 
 
 def codes(found: list[FieldError]) -> dict[str, str]:
@@ -63,7 +55,7 @@ def codes(found: list[FieldError]) -> dict[str, str]:
 def queried(reader: QueryReader, *pairs: tuple[str | None, str | None]) -> dict[str, str]:
     faults = Faults()
     reader.read(pairs, faults)
-    return codes(raised(faults))
+    return codes(faults.found)
 
 
 def test_a_body_that_fits_has_no_faults() -> None:
@@ -141,6 +133,17 @@ def test_a_time_is_taken_as_rfc_3339_writes_it(value: str) -> None:
 def test_another_way_to_write_a_time_is_refused(value: str) -> None:
     found = faults_of(API_KEY, {"name": "n", "scopes": ["a"], "expires_at": value})
     assert codes(found) == {"/expires_at": "invalid_value"}
+
+
+def test_faults_refuse_the_request_together() -> None:
+    faults = Faults()
+    faults.raise_any()
+    faults.add("/a", "missing_field", "is required")
+    faults.add("", "invalid_type", "must be an object")
+    with pytest.raises(Invalid, match="/a is required") as refused:
+        faults.raise_any()
+    assert refused.value.code == "invalid"
+    assert codes(list(refused.value.fields)) == {"/a": "missing_field", "": "invalid_type"}
 
 
 def test_every_fault_is_told_at_once() -> None:

@@ -105,8 +105,16 @@ def using(connection: Connection) -> Iterator[None]:
             "The database is not available.", code="database_unavailable", retry_after=1
         ) from error
     except asyncpg.InterfaceError as error:
-        if not connection.is_closed():
+        if not _is_gone(connection):
             raise
         raise Unavailable(
             "The database is not available.", code="database_unavailable", retry_after=1
         ) from error
+
+
+def _is_gone(connection: Connection) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        # A pool takes a connection back as soon as it is lost.
+        return True

@@ -105,9 +105,9 @@ class Credentials:
     def forget(self, *, session_id: UUID | None = None, api_key_id: UUID | None = None) -> None:
         """Ask auth anew about a session or a key."""
         if session_id is not None:
-            self._sessions.evict(lambda known, _: known == session_id)
+            self._sessions.forget(session_id)
         if api_key_id is not None:
-            self._keys.evict(lambda _, known: known.api_key_id == api_key_id)
+            self._keys.forget_values(lambda known: known.api_key_id == api_key_id)
 
     def listen(self, bus: Bus) -> Subscription:
         """Forgets what an event says has ended, while it runs."""

@@ -57,9 +57,14 @@ class FreshCache(Generic[K, V]):
                 return known.value
             raise
 
-    def evict(self, matches: Callable[[K, V], bool]) -> None:
-        """Forget every answer that matches, and let no look-up under way be kept."""
-        for key in [k for k, known in self._known.items() if matches(k, known.value)]:
+    def forget(self, key: K) -> None:
+        """Forget the answer for ``key``, also one that is on its way."""
+        self._known.pop(key, None)
+        self._asking.pop(key, None)
+
+    def forget_values(self, matches: Callable[[V], bool]) -> None:
+        """Forget every answer that matches; none that is on its way is kept."""
+        for key in [k for k, known in self._known.items() if matches(known.value)]:
             del self._known[key]
         self._asking.clear()
 

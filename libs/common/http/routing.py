@@ -62,8 +62,9 @@ class RouteTable:
     def _add(self, method: str, endpoint: Endpoint) -> None:
         node, names = self._root, []
         for segment in _segments(endpoint.template):
-            if segment.startswith("{") and segment.endswith("}"):
-                names.append(segment[1:-1])
+            name = segment[1:-1]
+            if segment == f"{{{name}}}" and name.isidentifier():
+                names.append(name)
                 node.parameter = node.parameter or _Node()
                 node = node.parameter
             elif "{" in segment or "*" in segment or ":" in segment:

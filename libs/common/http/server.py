@@ -21,7 +21,7 @@ HEADER_BYTES = 32 * 1024
 HEADER_FIELDS = 100
 HEADER_SECONDS = 10.0
 LINGER_SECONDS = 3.0
-LINGER_BYTES = 8 * 1024 * 1024
+LINGER_BYTES = 64 * 1024 * 1024
 _IDLE_SECONDS = 75
 _BACKLOG = 1024
 
@@ -35,7 +35,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head_seconds = HEADER_SECONDS
         self._in_head = True
         self._in_message = False
         self._partial_bytes = 0
@@ -46,7 +45,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
-        self._arm(self._head_seconds)
+        self._arm(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -64,7 +63,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = self._in_message = True
         self._partial_bytes = self._field_bytes = self._spare_bytes = 0
-        self._arm(self._head_seconds)
+        self._arm(HEADER_SECONDS)
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)

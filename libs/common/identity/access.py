@@ -73,22 +73,23 @@ class AccessResolver:
         Raises:
             Unavailable: team cannot be asked, and no answer may stand in.
         """
-        if principal.kind == "anonymous":
+        kind = principal.kind
+        if kind == "anonymous":
             return _NOWHERE
-        if principal.kind == "service":
+        wanted = _NONE
+        if kind == "service":
             wanted = frozenset(acting_for) if want is None else frozenset((*acting_for, want))
             if not wanted:
                 return _NOWHERE
-        else:
-            wanted = _NONE if want is None else frozenset((want,))
-        key = (principal.subject, wanted if principal.kind == "service" else _NONE)
-        now = self._clock.now()
+        key = (principal.subject, wanted)
         known = self._known.get(key)
-        if known is not None and not wanted <= known.roles.keys():
+        if known is not None and (want is None or want in known.roles):
+            now = self._clock.now()
+            if not anew and known.asked <= now < known.fresh_until:
+                self._known.move_to_end(key)
+                return known.roles
+        else:
             known = None
-        if known is not None and not anew and known.asked <= now < known.fresh_until:
-            self._known.move_to_end(key)
-            return known.roles
         try:
             return await self._ask(principal, key, wanted)
         except (Unavailable, DeadlineExceeded) as error:

@@ -31,12 +31,13 @@ class Principal:
     scopes: frozenset[str] = frozenset()
     service: str | None = None
     token: str = field(default="", repr=False)
+    # Identifies the caller across calls: limits, idempotency records and caches use it.
+    subject: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def subject(self) -> str:
-        """Identifies the caller across calls: limits, idempotency records and caches use it."""
+    def __post_init__(self) -> None:
         named = self.api_key_id or self.user_id or self.service
-        return f"{self.kind}:{named}" if named else self.kind
+        subject = f"{self.kind}:{named}" if named else self.kind
+        object.__setattr__(self, "subject", subject)
 
 
 ANONYMOUS = Principal("anonymous")

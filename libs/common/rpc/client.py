@@ -34,8 +34,6 @@ from common.telemetry import SpanKind, Telemetry
 
 __all__ = ["DEFAULT_TIMEOUT", "Answer", "Channel", "UnaryMethod", "acting_for"]
 
-Metadata = Iterable[tuple[str, str | bytes]]
-
 # gRPC's own retries, with a budget: three failures for each thirty calls that pass.
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -95,15 +93,10 @@ class UnaryMethod:
         self._telemetry = telemetry
         self._tokens = None if operation.full_name in WITHOUT_CALLER else tokens
         self._timeout = timeout
-        labels = {"callee": operation.service, "method": operation.label}
         self._seconds = telemetry.histogram(
             "mindweave_rpc_client_duration_seconds",
-            "Time until a call was answered.",
-            ("callee", "method"),
-        ).of(**labels)
-        self._labels = labels
-        self._calls = telemetry.counter(
-            "mindweave_rpc_client_calls_total", "Calls made.", ("callee", "method", "code")
+            "Time until a call was answered, by its status.",
+            ("callee", "method", "code"),
         )
         self._attributes = {
             "rpc.system": "grpc",
@@ -113,69 +106,70 @@ class UnaryMethod:
 
     async def __call__(self, request: Message, **given: Any) -> Any:
         """Call as generated stubs do: with ``timeout`` in seconds and ``metadata``, if any."""
-        answer = await self.invoke(
-            request, within=given.get("timeout"), metadata=given.get("metadata") or ()
-        )
-        return answer.message
+        message, _ = await self._send(request, given.get("timeout"), given.get("metadata") or ())
+        return message
 
     async def invoke(
         self,
         request: Message,
         *,
         within: float | None = None,
-        metadata: Metadata = (),
         idempotency_key: str | None = None,
         if_match: int | None = None,
     ) -> Answer:
-        """Call, on behalf of whom the present call is served.
+        """Call, on behalf of whom the present call is served, for what comes beside the message.
 
         Args:
             request: the message to send.
             within: seconds; never more than what the present call has left.
-            metadata: goes before what the kit would send by the same name.
             idempotency_key: the caller's own key; else one is made where one is needed.
             if_match: the version that the caller expects.
 
         Raises:
             MindWeaveError: of the same kind, code and fields as the callee raised.
         """
+        metadata = []
+        if idempotency_key is not None:
+            metadata.append((IDEMPOTENCY_KEY, idempotency_key))
+        if if_match is not None:
+            metadata.append((IF_MATCH, str(if_match)))
+        message, sent = await self._send(request, within, metadata)
+        trailing = dict(await sent.trailing_metadata())
+        etag = trailing.get(ETAG)
+        return Answer(message, None if etag is None else int(etag), REPLAYED in trailing)
+
+    async def _send(
+        self, request: Message, within: float | None, metadata: Iterable[tuple[str, str]]
+    ) -> tuple[Any, Any]:
+        """The answer, and gRPC's own call; ``metadata`` goes before the kit's by the same name."""
         call = current_call_or_none()
         seconds = time_for(call, self._timeout if within is None else within)
         body = request.SerializeToString(deterministic=True)
+        began, code = time.perf_counter(), grpc.StatusCode.OK
         with self._telemetry.span(
             self._operation.name, kind=SpanKind.CLIENT, attributes=self._attributes
         ):
-            headers: dict[str, str | bytes] = {**travelling(call)}
-            if idempotency_key is None:
-                headers |= key_for(call, self._operation, body)
-            else:
-                headers[IDEMPOTENCY_KEY] = idempotency_key
-            if if_match is not None:
-                headers[IF_MATCH] = str(if_match)
-            token = ""
-            if self._tokens is not None:
-                token = self._tokens.fresh() or await self._tokens.get()
-                headers[CALLER] = token
+            headers = travelling(call)
             headers.update(metadata)
-            return await self._send(body, seconds, tuple(headers.items()), token)
-
-    async def _send(self, body: bytes, seconds: float, metadata: Metadata, token: str) -> Answer:
-        began, code = time.perf_counter(), grpc.StatusCode.OK
-        sent = self._method(body, timeout=seconds, metadata=metadata)
-        try:
-            message = await sent
-            trailing = dict(await sent.trailing_metadata())
-        except grpc.aio.AioRpcError as error:
-            code = error.code()
-            self._raise(error, token)
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        finally:
-            self._seconds.observe(time.perf_counter() - began)
-            self._calls.of(**self._labels, code=code.name).inc()
-        etag = trailing.get(ETAG)
-        return Answer(message, None if etag is None else int(etag), REPLAYED in trailing)
+            if not self._operation.idempotent and IDEMPOTENCY_KEY not in headers:
+                headers[IDEMPOTENCY_KEY] = key_for(call, self._operation, body)
+            if self._tokens is not None:
+                headers[CALLER] = self._tokens.fresh() or await self._tokens.get()
+            sent = self._method(body, timeout=seconds, metadata=tuple(headers.items()))
+            try:
+                return await sent, sent
+            except grpc.aio.AioRpcError as error:
+                code = error.code()
+                self._raise(error, headers.get(CALLER, ""))
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            finally:
+                took = time.perf_counter() - began
+                operation = self._operation
+                self._seconds.of(
+                    callee=operation.service, method=operation.label, code=code.name
+                ).observe(took)
 
     def _raise(self, rpc_error: grpc.aio.AioRpcError, token: str) -> NoReturn:
         error = error_of(rpc_error)

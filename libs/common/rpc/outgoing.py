@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from common.errors import DeadlineExceeded
 from common.identity.call import Call
 from common.rpc.contract import Operation
-from common.rpc.metadata import ACTING_FOR, BEARER, IDEMPOTENCY_KEY, IP, PRINCIPAL, USER_AGENT
+from common.rpc.metadata import ACTING_FOR, BEARER, IP, PRINCIPAL, USER_AGENT
 from common.telemetry import inject
 
 DEFAULT_TIMEOUT = 5.0
@@ -51,42 +51,32 @@ def travelling(call: Call | None) -> dict[str, str]:
     """Who the call is made for, and where that request came from."""
     headers: dict[str, str] = {}
     inject(headers)
-    if call is None:
-        return headers | _organizations(_acting_for.get())
-    kind = call.principal.kind
-    if kind == "service":
-        headers |= _organizations(_acting_for.get() or call.acting_for)
-    elif kind == "anonymous":
-        headers |= _organizations(_acting_for.get())
-    else:
+    kind = "anonymous" if call is None else call.principal.kind
+    if call is not None and kind not in ("anonymous", "service"):
         headers[PRINCIPAL] = BEARER + call.principal.token
-    if call.ip:
+    elif orgs := _acting_for.get() or (call.acting_for if call is not None else ()):
+        headers[ACTING_FOR] = ",".join(map(str, orgs))
+    if call is not None and call.ip:
         headers[IP] = call.ip
-    if call.user_agent:
+    if call is not None and call.user_agent:
         headers[USER_AGENT] = _plain(call.user_agent)
     return headers
 
 
-def key_for(call: Call | None, operation: Operation, request: bytes) -> dict[str, str]:
+def key_for(call: Call | None, operation: Operation, request: bytes) -> str:
     """The idempotency key of a call that changes something.
 
     It follows from the key of the call that is served, so that a repeat of that one repeats this
     one too; the same request sent twice in one call counts as two.
     """
-    if operation.idempotent:
-        return {}
     if call is None or not call.idempotency_key:
-        return {IDEMPOTENCY_KEY: str(uuid4())}
+        return str(uuid4())
     digest = hashlib.sha256(f"{call.idempotency_key}\n{operation.full_name}\n".encode())
     digest.update(request)
     sent = call.sent.get(digest.hexdigest(), 0)
     call.sent[digest.hexdigest()] = sent + 1
     digest.update(f"\n{sent}".encode())
-    return {IDEMPOTENCY_KEY: digest.hexdigest()}
-
-
-def _organizations(org_ids: tuple[UUID, ...]) -> dict[str, str]:
-    return {ACTING_FOR: ",".join(map(str, org_ids))} if org_ids else {}
+    return digest.hexdigest()
 
 
 def _plain(text: str) -> str:

@@ -8,11 +8,11 @@ from collections.abc import MutableMapping
 from typing import Any, TextIO
 
 import structlog
-from opentelemetry import trace
 from structlog.typing import Processor
 
 from common.telemetry.correlation import correlation_id
 from common.telemetry.masking import masked_field
+from common.telemetry.tracing import trace_ids
 
 _OWN_FIELDS = ("timestamp", "level", "service", "correlation_id", "trace_id", "span_id")
 
@@ -62,10 +62,9 @@ def add_ids(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     correlation = correlation_id()
     if correlation:
         event["correlation_id"] = correlation
-    span = trace.get_current_span().get_span_context()
-    if span.is_valid:
-        event["trace_id"] = trace.format_trace_id(span.trace_id)
-        event["span_id"] = trace.format_span_id(span.span_id)
+    ids = trace_ids()
+    if ids is not None:
+        event["trace_id"], event["span_id"] = ids
     return event
 
 

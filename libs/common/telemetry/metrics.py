@@ -25,13 +25,20 @@ class Family(Generic[Kind]):
     def __init__(self, metric: Kind, service: str) -> None:
         self._metric = metric
         self._service = service
+        self._series: dict[tuple[tuple[str, str], ...], Kind] = {}
 
     def of(self, **labels: str) -> Kind:
-        """The series with these labels; keep it where it is used often."""
-        return self._metric.labels(service=self._service, **labels)
+        """The series with these labels, shown from now on."""
+        named = tuple(labels.items())
+        series = self._series.get(named)
+        if series is None:
+            series = self._metric.labels(service=self._service, **labels)
+            self._series[named] = series
+        return series
 
     def forget(self, **labels: str) -> None:
         """Stop to show the series with these labels."""
+        self._series.clear()
         self._metric.remove_by_labels({"service": self._service, **labels})
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 import structlog
-from opentelemetry.context import Context, attach, detach
+from opentelemetry.context import attach, detach
 from opentelemetry.trace import (
     INVALID_SPAN,
     Span,
     SpanKind,
     Status,
     StatusCode,
-    get_current_span,
     set_span_in_context,
 )
 from opentelemetry.util.types import AttributeValue
@@ -26,7 +25,7 @@ from common.telemetry.correlation import (
     bind_correlation_id,
 )
 from common.telemetry.metrics import LATENCY_SECONDS, Family, Metrics
-from common.telemetry.tracing import Tracing, extract, traced
+from common.telemetry.tracing import Tracing, carry, extract, let_go
 
 
 class Telemetry:
@@ -69,16 +68,11 @@ class Telemetry:
         """Whether spans are recorded."""
         return self._tracer is not None
 
-    def follow(self, headers: Mapping[str, str]) -> None:
-        """Make the trace in ``headers`` that of this task, for good; a fresh one if it has none."""
-        attach(traced(extract(headers)))
-
     def span(
         self,
         name: str,
         *,
         kind: SpanKind = SpanKind.INTERNAL,
-        parent: Context | None = None,
         attributes: Mapping[str, AttributeValue] | None = None,
     ) -> AbstractContextManager[Span]:
         """A span around the block; an error that leaves it marks it by its type alone.
@@ -86,14 +80,24 @@ class Telemetry:
         Args:
             name: of low cardinality, such as the operation's.
             kind: on which side of a call or a message the block stands.
-            parent: the span goes below this context; below the one at hand when absent.
             attributes: by the names of OpenTelemetry's conventions.
         """
         if self._tracer is None:
-            if parent is None and get_current_span().get_span_context().is_valid:
-                return _UNRECORDED
-            return _Unrecorded(traced(parent))
-        return _Recorded(self._tracer.start_span(name, parent, kind, attributes))
+            return _Unrecorded(None)
+        return _Recorded(self._tracer.start_span(name, None, kind, attributes))
+
+    def below(
+        self,
+        headers: Mapping[str, str],
+        name: str,
+        *,
+        kind: SpanKind,
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> AbstractContextManager[Span]:
+        """A span that goes on where the sender of ``headers`` (lower-case names) stood."""
+        if self._tracer is None:
+            return _Unrecorded(headers)
+        return _Recorded(self._tracer.start_span(name, extract(headers), kind, attributes))
 
     @contextmanager
     def continued(
@@ -104,26 +108,26 @@ class Telemetry:
         kind: SpanKind = SpanKind.CONSUMER,
         attributes: Mapping[str, AttributeValue] | None = None,
     ) -> Iterator[Span]:
-        """A span that goes on where the sender of ``headers`` stood, under its correlation id."""
+        """As ``below``, and under the correlation id of the sender."""
         bind_correlation_id(accepted_correlation_id(headers.get(CORRELATION_HEADER)))
-        with self.span(name, kind=kind, parent=extract(headers), attributes=attributes) as span:
+        with self.below(headers, name, kind=kind, attributes=attributes) as span:
             yield span
 
 
 class _Unrecorded(AbstractContextManager[Span]):
-    """Makes a trace the one at hand, without a span in it."""
+    """Goes on in a trace, without a span in it."""
 
-    __slots__ = ("_context", "_token")
+    __slots__ = ("_headers", "_token")
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, headers: Mapping[str, str] | None) -> None:
+        self._headers = headers
 
     def __enter__(self) -> Span:
-        self._token = attach(self._context)
+        self._token = carry(self._headers)
         return INVALID_SPAN
 
     def __exit__(self, *_: object) -> None:
-        detach(self._token)
+        let_go(self._token)
 
 
 class _Recorded(AbstractContextManager[Span]):
@@ -142,7 +146,3 @@ class _Recorded(AbstractContextManager[Span]):
             self._span.set_attribute("error.type", kind.__name__)
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end()
-
-
-# Inside of a trace that nobody records there is nothing to do.
-_UNRECORDED: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
+import re
 from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar, Token
+from types import MappingProxyType
 
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import (
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    TraceFlags,
-    Tracer,
-    get_current_span,
-    set_span_in_context,
-)
+from opentelemetry.trace import SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from common.telemetry.correlation import CORRELATION_HEADER, correlation_id
 
-__all__ = ["SpanKind", "Tracing", "extract", "inject"]
+__all__ = ["SpanKind", "Tracing", "carry", "extract", "inject", "let_go", "trace_ids"]
 
 _W3C = TraceContextTextMapPropagator()
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
+_TRACESTATE_LENGTH = 512
+
+Carried = Mapping[str, str]
+_NOTHING: Carried = MappingProxyType({})
+# Where nothing is recorded, the trace context that came with the request, to be passed on.
+_carried: ContextVar[Carried] = ContextVar("mindweave_trace", default=_NOTHING)
 
 
 class Tracing:
@@ -69,7 +74,11 @@ class Tracing:
 
 def inject(headers: MutableMapping[str, str]) -> None:
     """Write the trace context and the correlation id at hand into headers of a message."""
-    _W3C.inject(headers)
+    carried = _carried.get()
+    if carried:
+        headers.update(carried)
+    else:
+        _W3C.inject(headers)
     if correlation := correlation_id():
         headers[CORRELATION_HEADER] = correlation
 
@@ -79,14 +88,41 @@ def extract(headers: Mapping[str, str]) -> Context:
     return _W3C.extract(headers, context=Context())
 
 
-def traced(context: Context | None) -> Context:
-    """The context (the one at hand when None) within a trace.
+def carry(headers: Mapping[str, str] | None) -> Token[Carried] | None:
+    """Pass on the trace context in ``headers``, or a fresh one where they hold none.
 
-    One without a trace gets a fresh one, of which nobody records a span.
+    Args:
+        headers: with lower-case names; None goes on with what is carried already, if anything is.
+
+    Returns:
+        What ``let_go`` takes to undo it; None where nothing changed.
     """
-    if context is not None and get_current_span(context).get_span_context().is_valid:
-        return context
-    root = SpanContext(
-        secrets.randbits(128) or 1, secrets.randbits(64) or 1, False, TraceFlags.get_default()
-    )
-    return set_span_in_context(NonRecordingSpan(root), context)
+    if headers is None and _carried.get():
+        return None
+    offered = headers or _NOTHING
+    parent = offered.get("traceparent", "")
+    if not _TRACEPARENT.fullmatch(parent):
+        random = os.urandom(24).hex()
+        return _carried.set({"traceparent": f"00-{random[:32]}-{random[32:]}-00"})
+    carried = {"traceparent": f"00{parent[2:55]}"}
+    state = offered.get("tracestate", "")
+    if state and len(state) <= _TRACESTATE_LENGTH and state.isascii() and state.isprintable():
+        carried["tracestate"] = state
+    return _carried.set(carried)
+
+
+def let_go(token: Token[Carried] | None) -> None:
+    """Undo ``carry``."""
+    if token is not None:
+        _carried.reset(token)
+
+
+def trace_ids() -> tuple[str, str] | None:
+    """Trace id and span id at hand, in hexadecimal; None outside of any trace."""
+    carried = _carried.get()
+    if carried:
+        return carried["traceparent"][3:35], carried["traceparent"][36:52]
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
+        return None
+    return trace.format_trace_id(span.trace_id), trace.format_span_id(span.span_id)

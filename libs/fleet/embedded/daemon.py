@@ -53,11 +53,15 @@ class Daemon(ABC):
         """The running server; None where there is none."""
         try:
             process = psutil.Process(int(self._pid_file.read_text()))
-            if _runs(process) and any(str(self.folder) in p for p in process.cmdline()):
+            if _runs(process) and (process.pid == self._child or self._is_ours(process)):
                 return process
         except (FileNotFoundError, ValueError, psutil.Error):
             pass
         return None
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        """Whether a process that another run started works in this folder."""
+        return any(str(self.folder) in part for part in process.cmdline())
 
     @property
     def pid(self) -> int | None:
@@ -116,15 +120,21 @@ class Daemon(ABC):
         return False
 
     def _ended(self) -> bool:
+        # An own child's command line is empty while it becomes the server.
+        started_here = self._child is not None
         self._reap()
-        return self.process is None
+        return self._child is None if started_here else self.process is None
 
     def _reap(self) -> None:
         """Take note where our own child has ended."""
-        if self._child is not None:
+        if self._child is None:
+            return
+        try:
             ended, _ = os.waitpid(self._child, os.WNOHANG)
-            if ended:
-                self._child = None
+        except ChildProcessError:
+            ended = self._child
+        if ended:
+            self._child = None
 
     def stop(self) -> None:
         """End the server in order; kills it where it does not end in time."""

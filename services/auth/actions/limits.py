@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TypeVar
@@ -18,18 +18,17 @@ from common.clock import Clock
 from common.database import Database, Scope
 from common.errors import Unavailable
 from services.auth.domain.limits import Limit, TooManyAttempts
-from services.auth.store.attempts import CachedAttempts, StoredAttempts
+from services.auth.store.attempts import Attempts, CachedAttempts, StoredAttempts
 
 T = TypeVar("T")
 
-# Seconds until a silent cache counts as down.
-PATIENCE = 0.5
+# Seconds until a silent cache counts as down, and until one that was down is asked again.
+PATIENCE = 1.0
+REST = 5.0
+# Questions to the cache at a time, so that they wait here and not for connections.
+AT_ONCE = 8
 
 _logger = logging.getLogger(__name__)
-
-
-class CacheDown(Exception):
-    """The cache did not answer."""
 
 
 class Limiter:
@@ -43,6 +42,8 @@ class Limiter:
         self._attempts = CachedAttempts(cache)
         self._database = database
         self._clock = clock
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._rests_until = 0.0
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def count(self, limit: Limit, subject: str) -> datetime:
@@ -53,11 +54,7 @@ class Limiter:
             Unavailable: neither the cache nor the database can count.
         """
         now, digest = self._clock.now(), _digest(subject)
-        try:
-            retry_at = await _within(self._attempts.count(limit, digest, now))
-        except CacheDown:
-            async with self._database.change(Scope(), call=None) as change:
-                retry_at = await StoredAttempts(change.connection).count(limit, digest, now)
+        retry_at = await self._kept(lambda attempts: attempts.count(limit, digest, now))
         if retry_at is not None:
             raise TooManyAttempts(retry_after=max((retry_at - now).total_seconds(), 1))
         return now
@@ -73,39 +70,29 @@ class Limiter:
         Raises:
             TooManyAttempts: the limit is reached.
         """
-        async with self._turns.setdefault(f"{limit.name} {subject}", asyncio.Lock()):
+        digest = _digest(subject)
+        async with self._turns.setdefault(f"{limit.name} {digest}", asyncio.Lock()):
             moment = await self.count(limit, subject)
             try:
                 yield
             except Unavailable:
-                await self._withdraw(limit, subject, moment)
+                await self._kept(lambda attempts: attempts.withdraw(limit, digest, moment))
                 raise
-            await self._forget(limit, subject)
+            await self._kept(lambda attempts: attempts.forget(limit, digest))
 
-    async def _forget(self, limit: Limit, subject: str) -> None:
-        digest = _digest(subject)
-        try:
-            await _within(self._attempts.forget(limit, digest))
-        except CacheDown:
-            async with self._database.change(Scope(), call=None) as change:
-                await StoredAttempts(change.connection).forget(limit, digest)
-
-    async def _withdraw(self, limit: Limit, subject: str, moment: datetime) -> None:
-        digest = _digest(subject)
-        try:
-            await _within(self._attempts.withdraw(limit, digest, moment))
-        except CacheDown:
-            async with self._database.change(Scope(), call=None) as change:
-                await StoredAttempts(change.connection).withdraw(limit, digest, moment)
-
-
-async def _within(asked: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(PATIENCE):
-            return await asked
-    except (RedisError, OSError, TimeoutError) as error:
-        _logger.warning("the cache is down, attempts are counted in the database: %r", error)
-        raise CacheDown from error
+    async def _kept(self, ask: Callable[[Attempts], Awaitable[T]]) -> T:
+        """Ask the cache, or while it is down the database."""
+        loop = asyncio.get_running_loop()
+        async with self._places:
+            if loop.time() >= self._rests_until:
+                try:
+                    async with asyncio.timeout(PATIENCE):
+                        return await ask(self._attempts)
+                except (RedisError, OSError, TimeoutError) as error:
+                    self._rests_until = loop.time() + REST
+                    _logger.warning("the cache is down, the database counts attempts: %r", error)
+        async with self._database.change(Scope(), call=None) as change:
+            return await ask(StoredAttempts(change.connection))
 
 
 def _digest(subject: str) -> str:

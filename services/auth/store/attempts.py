@@ -116,6 +116,9 @@ class StoredAttempts:
         return int(status.removeprefix("DELETE "))
 
 
+Attempts = CachedAttempts | StoredAttempts
+
+
 def _name(limit: Limit, subject: str) -> str:
     return f"auth:{limit.name}:{subject}"
 

@@ -31,11 +31,11 @@ class Faults:
     """Collects what is wrong with a request, up to ``MAX_FAULTS``."""
 
     def __init__(self) -> None:
-        self._found: list[FieldError] = []
+        self.found: list[FieldError] = []
 
     def add(self, pointer: str, code: str, message: str) -> None:
-        if len(self._found) < MAX_FAULTS:
-            self._found.append(FieldError(pointer, code, message))
+        if len(self.found) < MAX_FAULTS:
+            self.found.append(FieldError(pointer, code, message))
 
     def raise_any(self) -> None:
         """Refuse the request where anything is wrong.
@@ -43,9 +43,9 @@ class Faults:
         Raises:
             Invalid: with every fault.
         """
-        if self._found:
-            first = self._found[0]
-            raise Invalid(f"{first.pointer or 'The body'} {first.message}.", fields=self._found)
+        if self.found:
+            first = self.found[0]
+            raise Invalid(f"{first.pointer or 'The body'} {first.message}.", fields=self.found)
 
 
 def child(pointer: str, name: str | int) -> str:

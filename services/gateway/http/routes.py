@@ -26,8 +26,6 @@ from services.gateway.http.writing import writer_of
 MERGE_PATCH = "application/merge-patch+json"
 UPDATE_MASK = "update_mask"
 
-CALL_SECONDS = 10.0
-
 Dial = Callable[[str], Channel]
 Versions = tuple[int, ...] | None
 
@@ -176,7 +174,6 @@ class TranscodedOperation:
     async def _once(self, message: Message, version: int | None) -> Answer:
         return await self._method.invoke(
             message,
-            within=CALL_SECONDS,
             idempotency_key=None if self._operation.idempotent else current_call().idempotency_key,
             if_match=version,
         )

@@ -49,15 +49,17 @@ def guarded(operation: Operation, handler: Handler, guards: Guards) -> Handler:
     A call is judged in the order of api.md: who calls (401), the request's shape (422), whether
     the caller may (404, 403), then the handler (409, 412).
     """
+    permission = Permission(guards.access)
     judges: tuple[Judge, ...] = (
         Caller(guards.verifier),
         Principals(guards.verifier),
         Validation(guards.validator),
-        Permission(guards.access),
+        permission,
     )
     judged = (judge.check(operation) for judge in judges)
     checks = (*filter(None, judged), note_expected_version)
-    served = Idempotency(guards.find_answer).wrap(operation, handler)
+    once = Idempotency(guards.find_answer).wrap(operation, handler)
+    served = permission.wrap(operation, once)
 
     async def judged_first(exchange: Exchange) -> bytes:
         for check in checks:

@@ -50,6 +50,9 @@ class Idempotency:
             call.idempotency_key = exchange.metadata.get(IDEMPOTENCY_KEY)
             if not call.idempotency_key:
                 return await handler(exchange)
+            if call.principal.kind == "anonymous":
+                # All of them are one subject; their addresses tell them apart.
+                call.idempotency_key = f"{call.ip} {call.idempotency_key}"
             request = exchange.request.SerializeToString(deterministic=True)
             call.request_hash = hashlib.sha256(request).digest()
             answered = await find(exchange)

@@ -13,29 +13,35 @@ from common.telemetry import Telemetry
 
 
 class Metrics:
-    """Counts calls by status, and times them."""
+    """Times calls by status: the count of a series is the rate, its label ``code`` the errors."""
 
     def __init__(self, telemetry: Telemetry) -> None:
-        self._calls = telemetry.counter(
-            "mindweave_rpc_server_calls_total", "Calls answered.", ("method", "code")
-        )
         self._seconds = telemetry.histogram(
-            "mindweave_rpc_server_duration_seconds", "Time to answer a call.", ("method",)
+            "mindweave_rpc_server_duration_seconds",
+            "Time to answer a call, by its status.",
+            ("method", "code"),
         )
 
     def wrap(self, operation: Operation, handler: Handler) -> Handler:
-        seconds = self._seconds.of(method=operation.label)
-        answered = self._calls
+        seconds, method = self._seconds, operation.label
 
         async def measured(exchange: Exchange) -> bytes:
             began = time.perf_counter()
             try:
                 return await handler(exchange)
             except asyncio.CancelledError:
-                exchange.code = grpc.StatusCode.CANCELLED
+                exchange.code = _ended_by_client(exchange)
                 raise
             finally:
-                seconds.observe(time.perf_counter() - began)
-                answered.of(method=operation.label, code=exchange.code.name).inc()
+                took = time.perf_counter() - began
+                seconds.of(method=method, code=exchange.code.name).observe(took)
 
         return measured
+
+
+def _ended_by_client(exchange: Exchange) -> grpc.StatusCode:
+    """gRPC cancels a call when its deadline has passed, as when its client has gone."""
+    remaining: float | None = exchange.context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED

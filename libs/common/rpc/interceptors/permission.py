@@ -9,7 +9,7 @@ from common.identity.access import AccessResolver
 from common.identity.call import Call, permitted
 from common.identity.permissions import ROLES
 from common.rpc.contract import Operation, tenant_reader
-from common.rpc.exchange import Check, Exchange
+from common.rpc.exchange import Check, Exchange, Handler
 
 _BY_ROLE = frozenset().union(*ROLES.values())
 
@@ -34,6 +34,28 @@ class Permission:
         if operation.tenant == "resource":
             return self._of_resource(operation)
         return self._of_field(operation)
+
+    def wrap(self, operation: Operation, handler: Handler) -> Handler:
+        """Ask team anew where a resource is not found: its caller may have joined just now."""
+        if operation.tenant != "resource":
+            return handler
+
+        async def found(exchange: Exchange) -> bytes:
+            try:
+                return await handler(exchange)
+            except NotFound:
+                if not await self._learns(exchange.call, operation):
+                    raise
+            return await handler(exchange)
+
+        return found
+
+    async def _learns(self, call: Call, operation: Operation) -> bool:
+        known = call.roles.keys()
+        call.roles = await self._access.resolve(
+            call.principal, reads=operation.reads, anew=True, acting_for=call.acting_for
+        )
+        return not call.roles.keys() <= known
 
     def _of_caller(self, operation: Operation) -> Check:
         by_role = operation.permission in _BY_ROLE

@@ -7,7 +7,7 @@ from opentelemetry.trace import Status, StatusCode
 
 from common.rpc.contract import Operation
 from common.rpc.exchange import Exchange, Handler
-from common.telemetry import SpanKind, Telemetry, extract
+from common.telemetry import SpanKind, Telemetry
 
 # Answers that are the server's fault, as OpenTelemetry's conventions for gRPC count them.
 _SERVER_FAULTS = frozenset(
@@ -30,13 +30,6 @@ class Tracing:
 
     def wrap(self, operation: Operation, handler: Handler) -> Handler:
         telemetry = self._telemetry
-        if not telemetry.records:
-
-            async def passed_on(exchange: Exchange) -> bytes:
-                telemetry.follow(exchange.metadata)
-                return await handler(exchange)
-
-            return passed_on
         attributes = {
             "rpc.system": "grpc",
             "rpc.service": operation.grpc_service,
@@ -44,16 +37,14 @@ class Tracing:
         }
 
         async def traced(exchange: Exchange) -> bytes:
-            with telemetry.span(
-                operation.name,
-                kind=SpanKind.SERVER,
-                parent=extract(exchange.metadata),
-                attributes=attributes,
+            with telemetry.below(
+                exchange.metadata, operation.name, kind=SpanKind.SERVER, attributes=attributes
             ) as span:
                 answer = await handler(exchange)
-                span.set_attribute("rpc.grpc.status_code", exchange.code.value[0])
-                if exchange.code in _SERVER_FAULTS:
-                    span.set_status(Status(StatusCode.ERROR))
+                if telemetry.records:
+                    span.set_attribute("rpc.grpc.status_code", exchange.code.value[0])
+                    if exchange.code in _SERVER_FAULTS:
+                        span.set_status(Status(StatusCode.ERROR))
                 return answer
 
         return traced

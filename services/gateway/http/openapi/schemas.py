@@ -198,6 +198,8 @@ def _string(field: Field, *, asked: bool) -> Schema:
     known = rules.WhichOneof("well_known")
     if known in _FORMATS:
         schema["format"] = known
+    elif any(rule.id == "string.email" for rule in field.rules.cel):
+        schema["format"] = "email"
     elif not asked and (field.name == "id" or field.name.endswith("_id")):
         schema["format"] = "uuid"
     if not asked and field.name.endswith("_usd"):

@@ -240,39 +240,45 @@ def platform_paths() -> Json:
         "required": ["status"],
         "properties": {"status": {"type": "string", "enum": ["ok"]}},
     }
-    unready = _page("What is missing.", "application/json", readiness)
+    unready = _page("What is missing.", "application/json", readiness, TRACED)
     unready["headers"] |= headers("Retry-After")
     return {
         "/health/live": _get("get_liveness", "Whether the process runs.", alive),
         "/health/ready": _get(
             "get_readiness", "Whether every part can do its work.", readiness, {"503": unready}
         ),
-        "/openapi.json": _get("get_openapi", "This document.", {"type": "object"}),
-        "/docs": _get("get_docs", "This document, to read.", {"type": "string"}, kind="text/html"),
+        "/openapi.json": _limited("get_openapi", "This document.", "application/json", "object"),
+        "/docs": _limited("get_docs", "This document, to read.", "text/html", "string"),
     }
 
 
-def _get(
-    operation_id: str,
-    summary: str,
-    schema: Json,
-    more: Json | None = None,
-    kind: str = "application/json",
-) -> Json:
+def _get(operation_id: str, summary: str, schema: Json, more: Json | None = None) -> Json:
+    answer = _page(summary, "application/json", schema, TRACED)
+    return _public(operation_id, summary, {"200": answer, **(more or {})})
+
+
+def _limited(operation_id: str, summary: str, kind: str, value: str) -> Json:
+    answer = _page(summary, kind, {"type": value}, (*TRACED, *LIMITED))
+    return _public(
+        operation_id, summary, {"200": answer, "429": refer("responses", PROBLEMS[429][0])}
+    )
+
+
+def _public(operation_id: str, summary: str, responses: Json) -> Json:
     return {
         "get": {
             "operationId": operation_id,
             "tags": ["platform"],
             "summary": summary,
             "security": [],
-            "responses": {"200": _page(summary, kind, schema), **(more or {})},
+            "responses": responses,
         }
     }
 
 
-def _page(description: str, kind: str, schema: Json) -> Json:
+def _page(description: str, kind: str, schema: Json, shown: tuple[str, ...]) -> Json:
     return {
         "description": description,
-        "headers": headers(*TRACED),
+        "headers": headers(*shown),
         "content": {kind: {"schema": schema}},
     }

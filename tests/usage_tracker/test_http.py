@@ -1,0 +1,254 @@
+"""Ingest behind a real HTTP server, with auth and project behind real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+import zstandard
+
+from common.events.bus import BusFull, BusUnavailable
+from common.events.envelope import unpack
+from services.usage_tracker.domain.records import UsageEvents, events_partition
+from tests.usage_tracker.conftest import (
+    ORG,
+    OTHER,
+    OTHERS_PROJECT,
+    PROJECT,
+    TEAM,
+    World,
+    an_event,
+    codes,
+)
+
+pytestmark = pytest.mark.rpc
+
+
+async def test_a_batch_is_acknowledged_once_the_broker_has_it(world: World) -> None:
+    answer = await world.send(an_event(input_tokens=5), an_event())
+
+    assert answer.status_code == 202
+    assert answer.json() == {
+        "accepted": 2,
+        "accepted_at": "2026-11-21T12:00:00Z",
+        "rejected": [],
+    }
+    rows = world.bus.rows()
+    assert sorted(row.input_tokens for row in rows) == [0, 5]
+    assert {row.org_id for row in rows} == {ORG.bytes}
+    assert {row.project_id for row in rows} == {PROJECT.bytes}
+    assert {row.team_id for row in rows} == {TEAM.bytes}
+    assert world.key.api_key_id is not None
+    assert {data.api_key_id for data in world.bus.data()} == {world.key.api_key_id.bytes}
+
+
+async def test_a_batch_over_several_partitions_is_one_publish_with_each_event_in_its_own(
+    world: World,
+) -> None:
+    await world.send(*(an_event() for _ in range(300)))
+
+    (records,) = world.bus.published
+    assert len(records) == 4
+    for record in records:
+        for row in unpack(record.value, UsageEvents)[1].rows():
+            assert events_partition(row.org_id, row.event_id, 4) == record.partition
+    assert len(world.bus.rows()) == 300
+
+
+async def test_good_events_are_kept_and_bad_ones_named_by_their_index(world: World) -> None:
+    answer = await world.send(
+        an_event(),
+        an_event(model=None),
+        an_event(timestamp="2026-11-14T11:59:59Z"),
+        an_event(),
+        an_event(timestamp="2026-11-21T12:05:01Z"),
+        an_event(colour="red"),
+        an_event(input_tokens=True),
+        an_event(project_id=str(OTHERS_PROJECT)),
+        an_event(org_id=str(OTHER)),
+        "not an event",
+    )
+
+    assert answer.status_code == 202
+    assert answer.json()["accepted"] == 2
+    assert codes(answer) == [
+        (1, "missing_field", "model"),
+        (2, "too_old", "timestamp"),
+        (4, "in_future", "timestamp"),
+        (5, "unknown_field", "colour"),
+        (6, "invalid_value", "input_tokens"),
+        (7, "foreign_project", "project_id"),
+        (8, "foreign_org", "org_id"),
+        (9, "invalid_value", None),
+    ]
+    assert all(r["message"] for r in answer.json()["rejected"])
+    assert len(world.bus.rows()) == 2
+
+
+async def test_where_all_are_bad_the_answer_is_422_with_the_same_list(world: World) -> None:
+    answer = await world.send(an_event(model=None), an_event(project_id=str(OTHERS_PROJECT)))
+
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert codes(answer) == [(0, "missing_field", "model"), (1, "foreign_project", "project_id")]
+    assert [e["pointer"] for e in answer.json()["errors"]] == [
+        "/events/0/model",
+        "/events/1/project_id",
+    ]
+    assert answer.json()["correlation_id"] == answer.headers["x-correlation-id"]
+    assert world.bus.published == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 422, "invalid_json"),
+        (b"{", 422, "invalid_json"),
+        (b'{"events":[]}', 422, "missing_field"),
+        (b"{}", 422, "missing_field"),
+        (b'{"events":[{}],"extra":1}', 422, "unknown_field"),
+        (b'{"events":{"0":{}}}', 422, "invalid_value"),
+        (b"[" * 200_000, 422, "invalid_value"),
+        (b'{"events":[' + b"[" * 200_000, 422, "invalid_json"),
+        (b'{"events":["' + b"\\" * 200_001, 422, "invalid_json"),
+        (b'{"events":[' + b"{}," * 10_000 + b"{}]}", 413, "payload_too_large"),
+        (b'{"events":[{"model":"' + b"x" * 10_000_000 + b'"}]}', 413, "payload_too_large"),
+        (b'\x00\xff{"events":[{}]}', 422, "invalid_json"),
+    ],
+)
+async def test_a_hostile_body_gets_an_answer_and_reaches_nobody(
+    world: World, body: bytes, status: int, code: str
+) -> None:
+    answer = await world.send(body=body)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert world.bus.published == []
+
+
+async def test_the_largest_batch_is_taken_whole(world: World) -> None:
+    answer = await world.send(*(an_event(input_tokens=n) for n in range(10_000)))
+
+    assert answer.json()["accepted"] == 10_000
+    assert sorted(row.input_tokens for row in world.bus.rows()) == list(range(10_000))
+
+
+async def test_ten_thousand_bad_events_are_each_named(world: World) -> None:
+    answer = await world.send(*[{"colour": 1}] * 10_000)
+
+    assert answer.status_code == 422
+    assert codes(answer) == [(n, "unknown_field", "colour") for n in range(10_000)]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [("gzip", gzip.compress), ("zstd", lambda b: zstandard.ZstdCompressor().compress(b))],
+)
+async def test_a_batch_may_be_compressed_and_a_bomb_is_too_large(
+    world: World, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    small = pack(json.dumps({"events": [an_event()]}).encode())
+    bomb = pack(b'{"events":[' + b" " * 50_000_000)
+
+    assert (await world.send(body=small, content_encoding=encoding)).status_code == 202
+    assert (await world.send(body=bomb, content_encoding=encoding)).status_code == 413
+    assert (await world.send(body=small[:-5], content_encoding=encoding)).status_code == 422
+
+
+async def test_other_encodings_and_types_are_not_taken(world: World) -> None:
+    assert (await world.send(an_event(), content_encoding="br")).status_code == 415
+    assert (await world.send(an_event(), content_type="text/plain")).status_code == 415
+
+
+@pytest.mark.parametrize("failure", [BusFull(), BusUnavailable()])
+async def test_a_broker_that_is_full_or_down_is_a_503_and_never_a_202(
+    world: World, failure: Exception
+) -> None:
+    world.bus.failure = failure
+    for answer in (await world.send(an_event()), await world.track(an_event())):
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+    assert (await world.http.get("/v1/health")).status_code == 503
+    world.bus.failure = None
+    assert (await world.send(an_event())).status_code == 202
+    health = await world.http.get("/v1/health")
+    assert (health.status_code, health.json()) == (200, {"status": "ok"})
+
+
+async def test_one_event_may_leave_out_its_id(world: World) -> None:
+    event = an_event()
+    del event["event_id"]
+    answers = [await world.track(event) for _ in range(2)]
+
+    assert [a.status_code for a in answers] == [202, 202]
+    ids = [a.json()["event_id"] for a in answers]
+    assert len(set(ids)) == 2
+    assert [UUID(bytes=row.event_id) for row in world.bus.rows()] == [UUID(i) for i in ids]
+    assert answers[0].json()["accepted_at"] == "2026-11-21T12:00:00Z"
+
+
+async def test_a_repeat_under_an_idempotency_key_is_the_same_event(world: World) -> None:
+    event = an_event()
+    del event["event_id"]
+    first = await world.track(event, idempotency_key="order-1")
+    again = await world.track(event, idempotency_key="order-1")
+    other = await world.track(event, idempotency_key="order-2")
+    elses = await world.track(event, as_=world.owner, idempotency_key="order-1")
+
+    assert first.json() == again.json()
+    ids = {a.json()["event_id"] for a in (first, other, elses)}
+    assert len(ids) == 3
+    one, two, *_ = world.bus.rows()
+    assert one == two
+
+
+async def test_a_single_event_keeps_the_id_it_has(world: World) -> None:
+    event = an_event()
+
+    assert (await world.track(event, idempotency_key="k")).json()["event_id"] == event["event_id"]
+
+
+@pytest.mark.parametrize(
+    ("event", "code", "pointer"),
+    [
+        (an_event(model=None), "missing_field", "/model"),
+        (an_event(timestamp="2026-11-01T00:00:00Z"), "too_old", "/timestamp"),
+        (an_event(org_id=str(OTHER)), "foreign_org", "/org_id"),
+        (an_event(colour=1), "unknown_field", "/colour"),
+        ([], "invalid_value", ""),
+    ],
+)
+async def test_a_single_event_that_is_refused_is_a_422_that_names_the_field(
+    world: World, event: Any, code: str, pointer: str
+) -> None:
+    answer = await world.track(event)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert [(e["pointer"], e["code"]) for e in answer.json()["errors"]] == [(pointer, code)]
+
+
+async def test_metrics_count_events_by_what_became_of_them(world: World) -> None:
+    await world.send(an_event(), an_event(), an_event(model=None))
+    answer = await world.http.get("/v1/metrics", headers=world.credential(world.owner))
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = answer.text.splitlines()
+    assert 'mindweave_events_accepted_total{service="usage_tracker"} 2.0' in lines
+    assert (
+        'mindweave_events_rejected_total{code="missing_field",service="usage_tracker"} 1.0' in lines
+    )
+
+
+async def test_many_batches_at_once_are_each_taken_whole(world: World) -> None:
+    answers = await asyncio.gather(
+        *(world.send(*(an_event() for _ in range(50))) for _ in range(20))
+    )
+
+    assert {a.json()["accepted"] for a in answers} == {50}
+    assert len(world.bus.rows()) == 1000
+    assert len({row.event_id for row in world.bus.rows()}) == 1000
