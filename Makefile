@@ -35,7 +35,7 @@ lint: setup ## formatting, lint, types, import rules, protos, generated files
 	@$(RUN) lint-imports
 	@$(RUN) python proto/generate.py --check
 	@$(RUN) buf lint
-	@$(RUN) buf breaking --against $(RELEASED)
+	@$(RUN) buf breaking libs/mindweave/descriptors.binpb --against $(RELEASED)
 	@$(RUN) python -m services.gateway.http.openapi --check docs/api/openapi.json
 	@$(RUN) python -m common.events.asyncapi --check docs/api/asyncapi.json
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,12 +18,38 @@ from common.settings import Settings, load_settings
 from fleet.embedded import Postgres, Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("unit", "store", "rpc", "bus", "e2e")
 SECRET = "a secret of the tests, longer than needed"
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The loop that the platform runs on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--counts", type=Path, help="write there how many tests ended how, as JSON")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test is of one kind, so that every one runs in `make test`, once."""
+    wrong = [
+        item.nodeid
+        for item in items
+        if sum(item.get_closest_marker(kind) is not None for kind in KINDS) != 1
+    ]
+    if wrong:
+        raise pytest.UsageError(f"not of one kind of {', '.join(KINDS)}: {', '.join(wrong)}")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    file: Path | None = config.getoption("--counts")
+    if file is not None:
+        ends = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+        counts = {end: len(terminalreporter.stats.get(end, ())) for end in ends}
+        file.write_text(json.dumps({end: count for end, count in counts.items() if count}))
 
 
 @pytest.fixture(scope="session")
@@ -58,10 +85,10 @@ def settings(
 
 @pytest.fixture(scope="module")
 async def service_database(settings: Settings) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-    """Makes the database of a service, as in ``await service_database("team")``.
+    """A function that makes the database of the service that it is given the name of.
 
-    It is empty and migrated, the test module's own, and what is returned is its ``Database`` as
-    the runtime role. ``folder`` names other migrations than the service's.
+    The database is empty, migrated and the test module's own; what is returned is its
+    ``Database`` as the runtime role. ``folder`` names other migrations than the service's.
     """
     from common.database import Database, bootstrap, migrate
     from common.testing import sealer_of, silent_telemetry

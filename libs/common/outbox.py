@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
+from typing import Protocol
 
 import asyncpg
 
 from common.background import PartStatus
 from common.database import Connection, Database
-from common.database.connection import CONNECT_TIMEOUT, using
+from common.database.connection import using
 from common.errors import Unavailable
-from common.events.bus import Backoff, Bus, Outgoing
+from common.events.bus import Backoff, Outgoing
+from common.events.worker import cut
 
 _CHANNEL = "mindweave_outbox"
 # The age is measured over the oldest row, the lag counted up to this many.
 _MOST_COUNTED = 10_000
+
+
+class Publisher(Protocol):
+    """What the relay needs of a bus."""
+
+    async def publish(self, topic: str, records: Sequence[Outgoing]) -> list[str]: ...
 
 
 @dataclass(slots=True)
@@ -41,10 +50,11 @@ class Relay:
     def __init__(
         self,
         db: Database,
-        bus: Bus,
+        bus: Publisher,
         *,
         batch: int = 200,
         poll: float = 1.0,
+        patience: float = 5.0,
         backoff: Backoff | None = None,
     ) -> None:
         """A relay between a service's database and the bus.
@@ -54,12 +64,14 @@ class Relay:
             bus: every topic must have been declared there.
             batch: rows sent at once.
             poll: seconds after which the outbox is read though nobody has notified.
+            patience: seconds that ``stop`` leaves the batch at hand.
             backoff: between two attempts at a broker or a database that is down.
         """
         self._db = db
         self._bus = bus
         self._batch = batch
         self._poll = poll
+        self._patience = patience
         self._backoff = backoff or Backoff(limit=5.0)
         self._blocked: dict[str, _Blocked] = {}
         self._wake = asyncio.Event()
@@ -84,9 +96,8 @@ class Relay:
         self._stopping = True
         self._wake.set()
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=CONNECT_TIMEOUT)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait([self._task], timeout=self._patience)
+            await cut(self._task)
         self._state = "stopped"
 
     def status(self) -> PartStatus:
@@ -135,10 +146,10 @@ class Relay:
         self._state = "sending"
         while not self._stopping:
             self._wake.clear()
-            sent = await self._send(connection)
-            if not sent or monotonic() - self._measured > self._poll:
+            found = await self._send(connection)
+            if not found or monotonic() - self._measured > self._poll:
                 await self._measure(connection)
-            if not sent:
+            if not found:
                 await self._sleep(self._pause())
 
     async def _lead(self, connection: Connection) -> bool:
@@ -147,8 +158,8 @@ class Relay:
         )
         return held
 
-    async def _send(self, connection: Connection) -> int:
-        """Send the oldest rows of every topic that is not waiting; returns how many went."""
+    async def _send(self, connection: Connection) -> bool:
+        """Send the oldest rows of the topics that do not wait; False where there were none."""
         now = monotonic()
         rows = await connection.fetch(
             """
@@ -161,14 +172,13 @@ class Relay:
         by_topic: dict[str, list[asyncpg.Record]] = {}
         for row in rows:
             by_topic.setdefault(row["topic"], []).append(row)
-        sent = 0
         for topic, oldest in by_topic.items():
-            sent += await self._send_topic(connection, topic, oldest)
-        return sent
+            await self._send_topic(connection, topic, oldest)
+        return bool(rows)
 
     async def _send_topic(
         self, connection: Connection, topic: str, rows: list[asyncpg.Record]
-    ) -> int:
+    ) -> None:
         blocked = self._blocked.get(topic)
         if blocked is not None:
             # Fewer at a time go where more have no room.
@@ -180,17 +190,16 @@ class Relay:
         except Unavailable as error:
             self._block(topic)
             self._db.telemetry.log.warning("the outbox waits", topic=topic, error=str(error))
-            return 0
+            return
         except Exception:
             self._block(topic)
             self._db.telemetry.log.exception("the outbox waits", topic=topic)
-            return 0
+            return
         await connection.execute(
             "DELETE FROM outbox WHERE id = ANY($1::bigint[])", [row["id"] for row in rows]
         )
         self._blocked.pop(topic, None)
         self._sent.of(topic=topic).inc(len(rows))
-        return len(rows)
 
     def _block(self, topic: str) -> None:
         blocked = self._blocked.get(topic)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 from common.events.consumer import EventConsumer
 from common.events.ledger import PartitionConsumer
 from common.ids import uuid7
+from common.periodic import Periodic
 from common.service import Parts, Runtime, Service
 from services.analytics.actions import Reports
 from services.analytics.consumer import TOPIC, Forgetting, WindowsConsumer
 from services.analytics.rpc import AnalyticsServicer
 from services.analytics.store import RollupStore
+
+ROLL_UP_EVERY = timedelta(seconds=1)
 
 
 async def build(runtime: Runtime) -> Parts:
@@ -34,7 +38,7 @@ async def build(runtime: Runtime) -> Parts:
                 apply=windows.append,
                 after=windows.appended,
             ),
-            windows,
+            Periodic("rollup", windows.roll_up, every=ROLL_UP_EVERY),
             EventConsumer(
                 bus=runtime.bus,
                 db=db,

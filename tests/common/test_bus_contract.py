@@ -126,6 +126,20 @@ async def read_all(bus: Bus, topic: str, partition: int, after: str | None = Non
     return found
 
 
+async def back(bus: Bus) -> None:
+    """Returns when the bus has found its broker again."""
+
+    async def answers() -> bool:
+        try:
+            await bus.ping()
+        except BusUnavailable:
+            return False
+        return True
+
+    await asyncio.sleep(0.1)
+    await eventually(answers)
+
+
 async def test_records_of_a_partition_keep_their_order(bus: Bus, topic: str) -> None:
     await bus.declare(topic, 3, ["readers"])
     for first in range(0, 90, 10):
@@ -624,6 +638,7 @@ async def test_nothing_hangs_while_the_broker_is_down_and_all_goes_on_after(
         await eventually(lambda: not reading.status().ready)
         assert reading.status().live
         broker.start()
+        await back(bus)
         await bus.publish(topic, numbered(range(10, 20), partition=1))
         await eventually(lambda: {b"%d" % n for n in range(20)} == set(seen.values))
         await eventually(lambda: {b"%d" % n for n in range(20)} == set(tailed.values))
@@ -638,6 +653,7 @@ async def test_a_subscription_starts_before_its_broker(
     broker.kill()
     async with running(bus.subscribe([topic], "readers", seen), bus.tail([topic], tailed)):
         broker.start()
+        await back(bus)
         await bus.publish(topic, numbered(range(1)))
         await eventually(lambda: seen.values == [b"0"])
 
@@ -685,6 +701,7 @@ async def test_a_stream_is_born_again_when_the_brokers_data_is_replaced(
     assert len(set(births)) == 2
     tokens = await bus.publish(topic, numbered(range(5), partition=0))
     broker.replace()
+    await back(bus)
     with pytest.raises(OffsetLost):
         await bus.fetch(topic, 0, tokens[-1], max_records=5, wait=0)
     again = await bus.publish(topic, numbered(range(5, 12), partition=0))
@@ -705,8 +722,9 @@ async def test_a_group_reads_on_when_the_brokers_data_was_replaced(
         await bus.publish(topic, numbered(range(5)))
         await eventually(lambda: len(seen.records) == 5)
         broker.replace()
+        await back(bus)
         await bus.publish(topic, numbered(range(5, 7)))
-        await eventually(lambda: len(seen.records) == 7)
+        await eventually(lambda: {b"5", b"6"} <= set(seen.values))
 
 
 async def test_stopping_lets_the_handler_finish_its_record(bus: Bus, topic: str) -> None:

@@ -146,6 +146,7 @@ class Platform:
     bus: StillBus
     user: Principal
     api_keys: dict[str, Principal]
+    telemetry: Telemetry
     health: list[ServiceHealth] = field(default_factory=list)
 
     @property
@@ -222,7 +223,18 @@ async def running(
         client = await closing.enter_async_context(
             httpx.AsyncClient(base_url=f"http://{address}", timeout=20)
         )
-        yield Platform(address, client, edge, services, served, bus, a_user(), keys, health)
+        yield Platform(
+            address,
+            client,
+            edge,
+            services,
+            served,
+            bus,
+            a_user(),
+            keys,
+            runtime.telemetry,
+            health,
+        )
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from services.gateway.http.reading import Faults, ObjectReader
 from services.gateway.http.routes import clearable_fields, path_fields, route_of, transcoded
 from services.gateway.http.shapes import fields_of
 from services.gateway.http.writing import writer_of
-from tests.gateway.conftest import Platform
 
 pytestmark = pytest.mark.unit
 
@@ -249,30 +247,3 @@ def test_events_are_described_as_they_are_taken() -> None:
     rejected = [{"index": 0, "code": "too_old", "field": None, "message": "m"}]
     told = DOCUMENT["components"]["responses"]["Invalid"]["content"]["application/problem+json"]
     check(problem, told["example"] | {"rejected": rejected})
-
-
-@pytest.mark.rpc
-async def test_the_gateway_serves_the_document_and_the_page(platform: Platform) -> None:
-    served = await platform.http.get("/openapi.json")
-    assert served.headers["content-type"] == "application/json"
-    assert served.content == rendered()
-    page = await platform.http.get("/docs")
-    assert page.headers["content-type"] == "text/html; charset=utf-8"
-    policy = page.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; style-src 'sha256-")
-    assert "unsafe" not in policy
-    assert "http" not in policy
-
-
-@pytest.mark.rpc
-async def test_the_page_shows_every_route_and_asks_nothing_of_others(platform: Platform) -> None:
-    page = (await platform.http.get("/docs")).text
-    for _, path, entry in entries():
-        assert path in page
-        assert f'id="{entry["operationId"]}"' in page
-    for loading in ("<script", "<link", "<img", "src=", "@import", "url(", "style="):
-        assert loading not in page
-    assert set(re.findall(r'href="([^"]*)"', page)) <= {"/openapi.json"} | {
-        f"#{tag['name']}" for tag in DOCUMENT["tags"]
-    }
-    assert json.dumps(DOCUMENT["info"]["title"]).strip('"') in page

@@ -27,6 +27,7 @@ from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import events_partition, windows_partition
 from services.usage_tracker.domain.settling import Arrived
 from services.usage_tracker.store import UsageStore
+from tests.common.waiting import eventually
 from tests.usage_tracker.conftest import MakeArrived, MakeRecord
 
 pytestmark = pytest.mark.bus
@@ -197,9 +198,13 @@ async def test_the_watermark_moves_on_while_nothing_arrives(
         for _ in range(2):
             now = datetime.now(UTC)
             await reader.until(lambda now=now: reader.fresh(now))
-        assert await tracker.store.least_watermark(PARTS) is not None
+        await eventually(lambda: _known(tracker.store))
 
     assert all(windows.columns is None for _, windows in reader.seen)
+
+
+async def _known(store: UsageStore) -> bool:
+    return await store.least_watermark(PARTS) is not None
 
 
 async def test_a_restart_in_the_middle_neither_loses_nor_doubles(

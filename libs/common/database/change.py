@@ -152,6 +152,7 @@ class Change:
             headers,
             times,
         )
+        self._outbox.clear()
 
     def _correlation_id(self) -> str:
         own = self._call.correlation_id if self._call is not None else ""
@@ -159,8 +160,11 @@ class Change:
 
 
 def _id_in(message: Message, field: str) -> UUID | None:
-    found = getattr(message, field, None)
-    return UUID(found) if found and isinstance(found, str) else None
+    """The id in a field that may lack; one that breaks the schema is refused with its message."""
+    try:
+        return UUID(getattr(message, field, ""))
+    except (ValueError, AttributeError, TypeError):
+        return None
 
 
 def _resource_in(message: Message) -> str | None:

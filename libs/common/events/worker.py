@@ -72,5 +72,17 @@ class Worker:
     async def cut(self) -> None:
         """End at once, wherever it is."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cut(self._task)
+
+
+async def cut(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel the tasks and wait until they have ended.
+
+    They are cancelled again and again: ``asyncio.wait_for`` of Python 3.11 loses a cancellation
+    that comes as its result does.
+    """
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.1)

@@ -324,8 +324,3 @@ def _idempotency_key(headers: Headers) -> str | None:
             code="invalid_idempotency_key",
         )
     return key
-
-
-def edge(runtime: EdgeRuntime, apps: Sequence[RestApp], health: HealthSource) -> Edge:
-    """All REST apps of a process under one edge; see ``Edge``."""
-    return Edge(runtime, apps, health)

@@ -34,7 +34,9 @@ _SKEW = timedelta(seconds=5)
 _KEYS_STAND = timedelta(minutes=5)
 _BETWEEN_FETCHES = timedelta(seconds=1)
 _KNOWN_TOKENS = 10_000
-_LONGEST_TOKEN = 8192
+_MOST_CHARACTERS = 8192
+# No token of ours lasts so long; what claims to is none.
+_LONGEST = timedelta(days=1)
 
 
 def public_jwk(kid: str, key: Ed25519PublicKey) -> dict[str, str]:
@@ -176,11 +178,14 @@ class TokenVerifier:
             raise _refused()
         if expires <= now.timestamp():
             raise _expired()
+        if expires > (now + _LONGEST).timestamp():
+            raise _refused()
         if begins > (now + _SKEW).timestamp():
             raise _refused()
         return _principal(claims, token), datetime.fromtimestamp(expires, UTC)
 
     async def _key(self, kid: str, now: datetime) -> Ed25519PublicKey:
+        self._refresh_when_old(now)
         if kid not in self._keys:
             fetching = self._fetch_again(now)
             if fetching is not None:
@@ -219,7 +224,7 @@ class TokenVerifier:
 
 def _key_id(token: str) -> str:
     """The id of the key that a token says it is signed with; everything else it says is fixed."""
-    if len(token) > _LONGEST_TOKEN:
+    if len(token) > _MOST_CHARACTERS:
         raise _refused()
     try:
         header = jwt.get_unverified_header(token)

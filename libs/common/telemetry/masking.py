@@ -38,7 +38,7 @@ def masked(value: Any, depth: int = 0) -> Any:
     if depth >= _DEPTH:
         return MASK
     if isinstance(value, Mapping):
-        return {str(k): masked_field(str(k), v, depth + 1) for k, v in value.items()}
+        return {masked(str(k)): masked_field(str(k), v, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [masked(item, depth + 1) for item in value]
     return masked(str(value), depth + 1)

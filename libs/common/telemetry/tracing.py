@@ -27,6 +27,7 @@ _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
 _TRACESTATE_LENGTH = 512
+_LAST_SPANS_SECONDS = 2.0
 
 Carried = Mapping[str, str]
 _NOTHING: Carried = MappingProxyType({})
@@ -46,10 +47,11 @@ class Tracing:
 
     def __init__(self, endpoint: str | None, *, version: str) -> None:
         self._version = version
+        self._exporter: OTLPSpanExporter | None = None
         self._processor: BatchSpanProcessor | None = None
         if endpoint is not None:
-            exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
-            self._processor = BatchSpanProcessor(exporter)
+            self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+            self._processor = BatchSpanProcessor(self._exporter)
 
     def tracer(self, service: str) -> Tracer | None:
         """The tracer of one service, which its spans name; None where nothing is recorded."""
@@ -67,9 +69,15 @@ class Tracing:
         return provider.get_tracer("mindweave", self._version)
 
     async def stop(self) -> None:
-        """Send what is left, and end."""
-        if self._processor is not None:
-            await asyncio.to_thread(self._processor.shutdown)
+        """Send what is left, and end; a receiver that does not answer is not waited for."""
+        if self._processor is None or self._exporter is None:
+            return
+        ending = asyncio.ensure_future(asyncio.to_thread(self._processor.shutdown))
+        await asyncio.wait([ending], timeout=_LAST_SPANS_SECONDS)
+        if not ending.done():
+            # Ends the exporter's retries, for which the processor waits.
+            await asyncio.to_thread(self._exporter.shutdown)
+        await ending
 
 
 def inject(headers: MutableMapping[str, str]) -> None:

@@ -122,7 +122,10 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('mindweave.timeseries', parent::oid::bigint));
-    IF to_regclass(format('public.%I', child)) IS NOT NULL THEN
+    -- Another may have made it meanwhile; the cache that to_regclass asks need not know it yet.
+    IF EXISTS (
+        SELECT FROM pg_class WHERE relname = child AND relnamespace = 'public'::regnamespace
+    ) THEN
         RETURN false;
     END IF;
     EXECUTE format(

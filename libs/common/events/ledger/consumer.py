@@ -15,6 +15,7 @@ from common.events.bus import Backoff, Bus, TopicUnknown
 from common.events.delivery import lag_gauge
 from common.events.ledger.offsets import Offsets
 from common.events.ledger.tenure import After, Apply, PartHook, Tenure, Work
+from common.events.worker import cut
 
 # Seconds that a batch gets to finish when the consumer stops.
 _GRACE = 10.0
@@ -123,10 +124,7 @@ class PartitionConsumer:
         self._stopping = True
         tenures = list(self._tenures.values())
         await asyncio.gather(*(tenure.worker.end(_GRACE) for tenure in tenures))
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await cut(*self._tasks)
         try:
             await asyncio.gather(*(tenure.hint() for tenure in tenures))
             await self._offsets.release([tenure.part for tenure in tenures])

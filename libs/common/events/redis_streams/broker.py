@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ import redis.exceptions as failures
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 
 from common.events.bus import BusFull, BusUnavailable
 from common.events.redis_streams.entries import Entries
@@ -34,6 +36,9 @@ class Broker:
         self.address = f"{parts.hostname or parts.path}:{parts.port or 6379}"
         options: dict[str, Any] = {
             "protocol": 2,
+            # Its own timeout loses cancellations (asyncio.wait_for of Python 3.11).
+            "socket_timeout": None,
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
             "client_name": f"mindweave-{name}",
             "retry": Retry(NoBackoff(), 0),
             "socket_connect_timeout": CONNECT_TIMEOUT,
@@ -43,13 +48,10 @@ class Broker:
                 url,
                 max_connections=_CONNECTIONS,
                 timeout=ANSWER_TIMEOUT,
-                socket_timeout=ANSWER_TIMEOUT,
                 **options,
             )
         )
-        self._readers: Any = Redis.from_pool(
-            ConnectionPool.from_url(url, socket_timeout=BLOCK + ANSWER_TIMEOUT, **options)
-        )
+        self._readers: Any = Redis.from_pool(ConnectionPool.from_url(url, **options))
         clients: list[Any] = [self._commands, self._readers]
         for client in clients:
             client.set_response_callback("XREAD", _entries)
@@ -65,12 +67,12 @@ class Broker:
             BusUnavailable: the server is down, silent, or cannot keep what it is given.
             BusFull: it has no memory left for records.
         """
-        with self._reaching():
+        async with self._reaching():
             return await self._commands.execute_command(*words)
 
     async def pipeline(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> list[Any]:
         """Run commands in one round trip; others may come in between."""
-        with self._reaching():
+        async with self._reaching():
             pipe = self._commands.pipeline(transaction=False)
             for words in commands:
                 pipe.execute_command(*words)
@@ -81,7 +83,7 @@ class Broker:
         self, text: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]
     ) -> Any:
         """Run a script of ``scripts``."""
-        with self._reaching():
+        async with self._reaching():
             return await self._commands.register_script(text)(keys=keys, args=arguments)
 
     async def read(
@@ -96,17 +98,19 @@ class Broker:
         """
         words: list[str | int] = ["XREAD", "COUNT", count]
         if wait > 0:
-            words += ["BLOCK", max(1, int(min(wait, BLOCK) * 1000))]
+            wait = min(wait, BLOCK)
+            words += ["BLOCK", max(1, int(wait * 1000))]
         words += ["STREAMS", *(s for s, _ in positions), *(i for _, i in positions)]
         client = self._readers if wait > 0 else self._commands
-        with self._reaching():
+        async with self._reaching(wait):
             found: list[tuple[bytes, Entries]] = await client.execute_command(*words)
         return found
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _reaching(self, wait: float = 0.0) -> AsyncIterator[None]:
         try:
-            yield
+            async with asyncio.timeout(ANSWER_TIMEOUT + wait):
+                yield
         except failures.OutOfMemoryError as error:
             raise BusFull("The event broker has no memory left.") from error
         except (failures.ConnectionError, failures.TimeoutError, OSError) as error:

@@ -15,7 +15,7 @@ from common.events.delivery import Delivery, lag_gauge
 from common.events.redis_streams import scripts
 from common.events.redis_streams.keys import lease_key
 from common.events.redis_streams.place import Place
-from common.events.worker import Worker
+from common.events.worker import Worker, cut
 
 if TYPE_CHECKING:
     from common.events.redis_streams.bus import RedisStreamsBus
@@ -66,8 +66,7 @@ class GroupSubscription:
         self._stopping = True
         await asyncio.gather(*(reader.end(_GRACE) for reader in self._readers.values()))
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cut(self._task)
         try:
             if self._parts:
                 await self._bus.broker.script(scripts.RELEASE, self._leases(), [self._owner])

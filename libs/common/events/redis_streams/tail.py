@@ -12,6 +12,7 @@ from common.events.bus import Backoff, BusUnavailable, Handler, TopicUnknown
 from common.events.redis_streams.broker import BLOCK
 from common.events.redis_streams.entries import records_of
 from common.events.redis_streams.keys import stream_key
+from common.events.worker import cut
 
 if TYPE_CHECKING:
     from common.events.redis_streams.bus import RedisStreamsBus
@@ -46,8 +47,7 @@ class Tail:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cut(self._task)
 
     def status(self) -> PartStatus:
         ended = self._task is not None and self._task.done()

@@ -40,7 +40,7 @@ class Metrics:
 
 
 def _ended_by_client(exchange: Exchange) -> grpc.StatusCode:
-    """gRPC cancels a call when its deadline has passed, as when its client has gone."""
+    """A call is cancelled when its deadline has passed, as when its client has gone."""
     remaining: float | None = exchange.context.time_remaining()
     if remaining is not None and remaining <= 0:
         return grpc.StatusCode.DEADLINE_EXCEEDED

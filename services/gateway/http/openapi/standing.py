@@ -81,8 +81,9 @@ PARAMETERS: Json = {
     "CorrelationId": {
         "name": "X-Correlation-Id",
         "in": "header",
-        "description": "A name for this request in logs and events; made where it is absent.",
-        "schema": {"type": "string", "maxLength": 128},
+        "description": "A name for this request in logs and events: up to 128 letters, digits and"
+        " . _ : -; one is made where it is absent or another.",
+        "schema": {"type": "string"},
     },
     "IdempotencyKey": {
         "name": "Idempotency-Key",
