@@ -104,6 +104,7 @@ class Host:
         self._metrics_http: HttpServer | None = None
         self._members: list[_Member] = []
         self._runtimes: list[Runtime] = []
+        self._started: list[Background] = []
         self._phase = "starting"
         self._told: _Report | None = None
         self._asking = asyncio.Lock()
@@ -134,6 +135,7 @@ class Host:
         await self._wait_for_dependencies()
         for member in self._members:
             for task in member.tasks:
+                self._started.append(task)
                 await task.start()
         await self._wait("parts", self._require_ready_tasks)
         await self._rpc.serve(True)
@@ -146,9 +148,9 @@ class Host:
         await self._rpc.serve(False)
         if self._http is not None:
             await self._http.stop()
-        tasks = [task for member in self._members for task in member.tasks]
-        stopped = await asyncio.gather(*(task.stop() for task in tasks), return_exceptions=True)
-        for task, outcome in zip(tasks, stopped, strict=True):
+        stops = (task.stop() for task in self._started)
+        outcomes = await asyncio.gather(*stops, return_exceptions=True)
+        for task, outcome in zip(self._started, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 self._telemetry.log.error("did not stop", part=task.name, exc_info=outcome)
         await self._rpc.stop(self._settings.drain_timeout)
@@ -177,6 +179,7 @@ class Host:
             clock=self._clock,
         )
         self._runtimes.append(runtime)
+        await runtime.bus.start()
         parts = await service.build(runtime)
         database = await runtime.database() if service.migrations is not None else None
         member = _Member(service, runtime, parts, database, [*parts.tasks])

@@ -19,6 +19,8 @@ from common.events.bus import Backoff, Outgoing
 from common.events.worker import cut
 
 _CHANNEL = "mindweave_outbox"
+# Seconds after which a relay asks again whether the one that sends is gone.
+_STANDBY = 1.0
 # The age is measured over the oldest row, the lag counted up to this many.
 _MOST_COUNTED = 10_000
 
@@ -141,7 +143,7 @@ class Relay:
         while not self._stopping and not await self._lead(connection):
             self._state = "standby"
             await self._measure(connection)
-            await self._rest(self._poll)
+            await self._rest(min(self._poll, _STANDBY))
         await connection.add_listener(_CHANNEL, self._notified)
         self._state = "sending"
         while not self._stopping:

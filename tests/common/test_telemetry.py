@@ -118,7 +118,8 @@ def real_secrets() -> dict[str, str]:
 def test_a_secret_is_never_logged_wherever_it_stands(logged: Logged, what: str) -> None:
     secret = real_secrets()[what]
     log = telemetry().log
-    log.info("sent " + secret + " on")
+    sentence = f"sent {secret} on"
+    log.info(sentence)
     log.info("plain", value=secret)
     log.info("nested", request={"body": [{"deep": (secret,)}], secret: 1}, people={secret})
     logging.getLogger("library").warning("got %s", secret)
