@@ -20,7 +20,7 @@ setup: $(if $(filter uv,$(UV)),,.tools/bin/uv)
 	@$(UV) sync --locked --all-extras --quiet
 
 .tools/bin/uv:
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools 'uv==$(UV_VERSION)'
+	@$(PYTHON) -m pip install --quiet --root-user-action ignore --disable-pip-version-check --target .tools 'uv==$(UV_VERSION)'
 
 demo: setup ## start the platform, replay an hour of usage, print its cost (ONCE=1: then end)
 	@$(RUN) mindweave demo $(if $(ONCE),--once)

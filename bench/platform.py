@@ -13,6 +13,7 @@ import secrets
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,12 @@ async def measure_latencies(running: Platform) -> dict[str, float]:
 
 
 def _facts(running: Platform) -> dict[str, Any]:
-    facts = read_run(running.data)
-    assert facts is not None
-    return facts
+    for _ in range(100):
+        facts = read_run(running.data)
+        if facts is not None:
+            return facts
+        time.sleep(0.05)
+    raise TimeoutError("the platform is ready and has left no run.json")
 
 
 def _prepare(address: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from common.identity.call import ANONYMOUS, Call, Principal, set_call
 from common.identity.service_tokens import ServiceTokens
+from common.identity.tokens import TokenVerifier
 from common.rpc.client import Channel, UnaryMethod
 from common.rpc.contract import operations
 from common.rpc.interceptors import FindAnswer, Guards
@@ -120,15 +121,17 @@ class Fleet:
 @asynccontextmanager
 async def fleet(
     *services: str,
+    signer: Signer | None = None,
     telemetry: Telemetry | None = None,
+    verifier: TokenVerifier | None = None,
     find_answer: FindAnswer | None = None,
     deadline: float = 10.0,
 ) -> AsyncIterator[Fleet]:
     """Serve these services, by full name, on one free port."""
-    made = Fleet(Signer(), FakeAccess(), telemetry or silent_telemetry("team"))
+    made = Fleet(signer or Signer(), FakeAccess(), telemetry or silent_telemetry("team"))
     guards = Guards(
         telemetry=made.telemetry,
-        verifier=made.signer.verifier(),
+        verifier=verifier or made.signer.verifier(),
         access=made.access,
         find_answer=find_answer,
         deadline=deadline,

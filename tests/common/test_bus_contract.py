@@ -10,6 +10,7 @@ import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from uuid import uuid4
@@ -114,8 +115,8 @@ class Seen:
         return found
 
 
-def numbered(numbers: range, **fields: int) -> list[Outgoing]:
-    return [Outgoing(str(n).encode(), **fields) for n in numbers]
+def numbered(numbers: range, partition: int | None = None) -> list[Outgoing]:
+    return [Outgoing(b"%d" % n, partition=partition) for n in numbers]
 
 
 async def read_all(bus: Bus, topic: str, partition: int, after: str | None = None) -> list[Record]:
@@ -435,6 +436,14 @@ async def spawn(
             await consumer.kill()
 
 
+def has_done(consumer: Consumer, records: int) -> bool:
+    return len(consumer.lines("done")) >= records
+
+
+def longer(items: list[int], length: int) -> bool:
+    return len(items) > length
+
+
 def assert_each_handled_in_order(consumers: list[Consumer], total: int, partitions: int) -> None:
     """At least once, and in order but for what was handled again."""
     for partition in range(partitions):
@@ -450,7 +459,7 @@ async def test_a_reader_killed_in_its_work_loses_no_record(
     killed: list[Consumer] = []
     for handled in (20, 20, 20):
         consumer = await spawn()
-        await eventually(lambda c=consumer, n=handled: len(c.lines("done")) >= n)
+        await eventually(partial(has_done, consumer, handled))
         await consumer.kill()
         killed.append(consumer)
     assert any(c.lines("start") != c.lines("done") for c in killed)
@@ -680,7 +689,7 @@ async def test_no_confirmed_record_is_lost_with_a_killed_broker(
     births = [await bus.birth(topic, p) for p in range(2)]
     for _ in range(3):
         goal = len(confirmed) + 100
-        await eventually(lambda n=goal: len(confirmed) > n)
+        await eventually(partial(longer, confirmed, goal))
         broker.kill()
         broker.start()
     stopping = True

@@ -159,8 +159,7 @@ async def test_a_connection_that_is_lost_in_a_change_makes_it_unavailable(db: Da
     with pytest.raises(Unavailable) as caught:
         async with db.change(Scope()) as change:
             await change.connection.execute(
-                "INSERT INTO notes VALUES (1, 'lost');"
-                "SELECT pg_terminate_backend(pg_backend_pid())"
+                "INSERT INTO notes VALUES (1, 'lost');SELECT pg_terminate_backend(pg_backend_pid())"
             )
     assert caught.value.code == "database_unavailable"
     assert await labels(db) == []

@@ -30,7 +30,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mindweave.options.v1 import options_pb2 as mindweave_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.mindweave/usage_tracker/v1/usage_tracker.proto\x12\x1amindweave.usage_tracker.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mindweave/options/v1/options.proto\"\xf0\x07\n\nUsageEvent\x12\x1f\n\x08\x65vent_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x88\x01\x01\x12\x35\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x39\n\nevent_type\x18\x03 \x01(\tB%\xbaH\"r\x1dR\x08\x61pi_callR\x08mcp_toolR\x07session\xc8\x01\x01\x12\x12\n\x05model\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x17\n\nmcp_server\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x11\n\x04tool\x18\x06 \x01(\tH\x03\x88\x01\x01\x12\x17\n\nsession_id\x18\x07 \x01(\tH\x04\x88\x01\x01\x12\x1d\n\x06org_id\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x05\x88\x01\x01\x12!\n\nproject_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x06\x88\x01\x01\x12\x14\n\x07user_id\x18\n \x01(\tH\x07\x88\x01\x01\x12\x1d\n\x0cinput_tokens\x18\x0b \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1e\n\routput_tokens\x18\x0c \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\"\n\x11\x63\x61\x63he_read_tokens\x18\r \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12&\n\x15\x63\x61\x63he_write_5m_tokens\x18\x0e \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12&\n\x15\x63\x61\x63he_write_1h_tokens\x18\x0f \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\'\n\nlatency_ms\x18\x10 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00H\x08\x88\x01\x01\x12\x15\n\x08provider\x18\x11 \x01(\tH\t\x88\x01\x01\x12\x19\n\x0cservice_tier\x18\x12 \x01(\tH\n\x88\x01\x01\x12%\n\x06status\x18\x13 \x01(\tB\x10\xbaH\rr\x0bR\x02okR\x05\x65rrorH\x0b\x88\x01\x01\x12\x17\n\nerror_type\x18\x14 \x01(\tH\x0c\x88\x01\x01\x12\x17\n\nrequest_id\x18\x15 \x01(\tH\r\x88\x01\x01\x12\x18\n\x0b\x64\x65\x63ision_id\x18\x16 \x01(\tH\x0e\x88\x01\x01\x12(\n\x08\x63ost_usd\x18\x17 \x01(\x0b\x32\x16.google.protobuf.Value\x12)\n\x08metadata\x18\x18 \x01(\x0b\x32\x17.google.protobuf.StructB\x0b\n\t_event_idB\x08\n\x06_modelB\r\n\x0b_mcp_serverB\x07\n\x05_toolB\r\n\x0b_session_idB\t\n\x07_org_idB\r\n\x0b_project_idB\n\n\x08_user_idB\r\n\x0b_latency_msB\x0b\n\t_providerB\x0f\n\r_service_tierB\t\n\x07_statusB\r\n\x0b_error_typeB\r\n\x0b_request_idB\x0e\n\x0c_decision_id\"X\n\x11SendEventsRequest\x12\x43\n\x06\x65vents\x18\x01 \x03(\x0b\x32&.mindweave.usage_tracker.v1.UsageEventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\"[\n\rRejectedEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x12\n\x05\x66ield\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x04 \x01(\tB\x08\n\x06_field\"\x94\x01\n\x12SendEventsResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x05\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x08rejected\x18\x03 \x03(\x0b\x32).mindweave.usage_tracker.v1.RejectedEvent\"M\n\x0cTrackRequest\x12=\n\x05\x65vent\x18\x01 \x01(\x0b\x32&.mindweave.usage_tracker.v1.UsageEventB\x06\xbaH\x03\xc8\x01\x01\"R\n\rTrackResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10GetHealthRequest\"#\n\x11GetHealthResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\"\x13\n\x11GetMetricsRequest\";\n\x12GetMetricsResponse\x12%\n\x07metrics\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody2\x90\x05\n\x13UsageTrackerService\x12\xa5\x01\n\nSendEvents\x12-.mindweave.usage_tracker.v1.SendEventsRequest\x1a..mindweave.usage_tracker.v1.SendEventsResponse\"8\xea\xc7\x18\x1f\x1a\x0c\x65vents:write\"\x08resource0\x01\x38\xca\x01@\x01\x82\xd3\xe4\x93\x02\x0f\"\n/v1/events:\x01*\x12\x99\x01\n\x05Track\x12(.mindweave.usage_tracker.v1.TrackRequest\x1a).mindweave.usage_tracker.v1.TrackResponse\";\xea\xc7\x18\x1f\x1a\x0c\x65vents:write\"\x08resource0\x01\x38\xca\x01@\x01\x82\xd3\xe4\x93\x02\x12\"\t/v1/track:\x05\x65vent\x12\x8c\x01\n\tGetHealth\x12,.mindweave.usage_tracker.v1.GetHealthRequest\x1a-.mindweave.usage_tracker.v1.GetHealthResponse\"\"\xea\xc7\x18\x0c\x08\x01\"\x04none0\x01@\x01\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/health\x12\xa5\x01\n\nGetMetrics\x12-.mindweave.usage_tracker.v1.GetMetricsRequest\x1a..mindweave.usage_tracker.v1.GetMetricsResponse\"8\xea\xc7\x18\x18\x1a\x0cmetrics:read\"\x04none0\x01@\x01\x82\xd3\xe4\x93\x02\x16\x12\x0b/v1/metricsb\x07metricsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.mindweave/usage_tracker/v1/usage_tracker.proto\x12\x1amindweave.usage_tracker.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mindweave/options/v1/options.proto\"\xa4\n\n\nUsageEvent\x12\x1f\n\x08\x65vent_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x88\x01\x01\x12\x35\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x39\n\nevent_type\x18\x03 \x01(\tB%\xbaH\"r\x1dR\x08\x61pi_callR\x08mcp_toolR\x07session\xc8\x01\x01\x12\x1e\n\x05model\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x01\x88\x01\x01\x12#\n\nmcp_server\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x02\x88\x01\x01\x12\x1d\n\x04tool\x18\x06 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x03\x88\x01\x01\x12#\n\nsession_id\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x04\x88\x01\x01\x12\x1d\n\x06org_id\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x05\x88\x01\x01\x12!\n\nproject_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x06\x88\x01\x01\x12 \n\x07user_id\x18\n \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x07\x88\x01\x01\x12+\n\x0cinput_tokens\x18\x0b \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x80\x80\x80\x80\x80\x10(\x00H\x08\x88\x01\x01\x12,\n\routput_tokens\x18\x0c \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x80\x80\x80\x80\x80\x10(\x00H\t\x88\x01\x01\x12\x30\n\x11\x63\x61\x63he_read_tokens\x18\r \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x80\x80\x80\x80\x80\x10(\x00H\n\x88\x01\x01\x12\x34\n\x15\x63\x61\x63he_write_5m_tokens\x18\x0e \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x80\x80\x80\x80\x80\x10(\x00H\x0b\x88\x01\x01\x12\x34\n\x15\x63\x61\x63he_write_1h_tokens\x18\x0f \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x80\x80\x80\x80\x80\x10(\x00H\x0c\x88\x01\x01\x12\x30\n\nlatency_ms\x18\x10 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x65\xcd\xdd\x41)\x00\x00\x00\x00\x00\x00\x00\x00H\r\x88\x01\x01\x12!\n\x08provider\x18\x11 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x0e\x88\x01\x01\x12%\n\x0cservice_tier\x18\x12 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x0f\x88\x01\x01\x12%\n\x06status\x18\x13 \x01(\tB\x10\xbaH\rr\x0bR\x02okR\x05\x65rrorH\x10\x88\x01\x01\x12#\n\nerror_type\x18\x14 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x11\x88\x01\x01\x12#\n\nrequest_id\x18\x15 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x12\x88\x01\x01\x12$\n\x0b\x64\x65\x63ision_id\x18\x16 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x13\x88\x01\x01\x12(\n\x08\x63ost_usd\x18\x17 \x01(\x0b\x32\x16.google.protobuf.Value\x12)\n\x08metadata\x18\x18 \x01(\x0b\x32\x17.google.protobuf.StructB\x0b\n\t_event_idB\x08\n\x06_modelB\r\n\x0b_mcp_serverB\x07\n\x05_toolB\r\n\x0b_session_idB\t\n\x07_org_idB\r\n\x0b_project_idB\n\n\x08_user_idB\x0f\n\r_input_tokensB\x10\n\x0e_output_tokensB\x14\n\x12_cache_read_tokensB\x18\n\x16_cache_write_5m_tokensB\x18\n\x16_cache_write_1h_tokensB\r\n\x0b_latency_msB\x0b\n\t_providerB\x0f\n\r_service_tierB\t\n\x07_statusB\r\n\x0b_error_typeB\r\n\x0b_request_idB\x0e\n\x0c_decision_id\"X\n\x11SendEventsRequest\x12\x43\n\x06\x65vents\x18\x01 \x03(\x0b\x32&.mindweave.usage_tracker.v1.UsageEventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\"[\n\rRejectedEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x12\n\x05\x66ield\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x04 \x01(\tB\x08\n\x06_field\"\x94\x01\n\x12SendEventsResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x05\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x08rejected\x18\x03 \x03(\x0b\x32).mindweave.usage_tracker.v1.RejectedEvent\"M\n\x0cTrackRequest\x12=\n\x05\x65vent\x18\x01 \x01(\x0b\x32&.mindweave.usage_tracker.v1.UsageEventB\x06\xbaH\x03\xc8\x01\x01\"R\n\rTrackResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10GetHealthRequest\"#\n\x11GetHealthResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\"\x13\n\x11GetMetricsRequest\";\n\x12GetMetricsResponse\x12%\n\x07metrics\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody2\x90\x05\n\x13UsageTrackerService\x12\xa5\x01\n\nSendEvents\x12-.mindweave.usage_tracker.v1.SendEventsRequest\x1a..mindweave.usage_tracker.v1.SendEventsResponse\"8\xea\xc7\x18\x1f\x1a\x0c\x65vents:write\"\x08resource0\x01\x38\xca\x01@\x01\x82\xd3\xe4\x93\x02\x0f\"\n/v1/events:\x01*\x12\x99\x01\n\x05Track\x12(.mindweave.usage_tracker.v1.TrackRequest\x1a).mindweave.usage_tracker.v1.TrackResponse\";\xea\xc7\x18\x1f\x1a\x0c\x65vents:write\"\x08resource0\x01\x38\xca\x01@\x01\x82\xd3\xe4\x93\x02\x12\"\t/v1/track:\x05\x65vent\x12\x8c\x01\n\tGetHealth\x12,.mindweave.usage_tracker.v1.GetHealthRequest\x1a-.mindweave.usage_tracker.v1.GetHealthResponse\"\"\xea\xc7\x18\x0c\x08\x01\"\x04none0\x01@\x01\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/health\x12\xa5\x01\n\nGetMetrics\x12-.mindweave.usage_tracker.v1.GetMetricsRequest\x1a..mindweave.usage_tracker.v1.GetMetricsResponse\"8\xea\xc7\x18\x18\x1a\x0cmetrics:read\"\x04none0\x01@\x01\x82\xd3\xe4\x93\x02\x16\x12\x0b/v1/metricsb\x07metricsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,24 +43,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGEEVENT'].fields_by_name['timestamp']._serialized_options = b'\272H\003\310\001\001'
   _globals['_USAGEEVENT'].fields_by_name['event_type']._loaded_options = None
   _globals['_USAGEEVENT'].fields_by_name['event_type']._serialized_options = b'\272H\"r\035R\010api_callR\010mcp_toolR\007session\310\001\001'
+  _globals['_USAGEEVENT'].fields_by_name['model']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['model']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_USAGEEVENT'].fields_by_name['mcp_server']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['mcp_server']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_USAGEEVENT'].fields_by_name['tool']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['tool']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_USAGEEVENT'].fields_by_name['session_id']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['session_id']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_USAGEEVENT'].fields_by_name['org_id']._loaded_options = None
   _globals['_USAGEEVENT'].fields_by_name['org_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_USAGEEVENT'].fields_by_name['project_id']._loaded_options = None
   _globals['_USAGEEVENT'].fields_by_name['project_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_USAGEEVENT'].fields_by_name['user_id']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['user_id']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_USAGEEVENT'].fields_by_name['input_tokens']._loaded_options = None
-  _globals['_USAGEEVENT'].fields_by_name['input_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_USAGEEVENT'].fields_by_name['input_tokens']._serialized_options = b'\272H\r\"\013\030\200\200\200\200\200\200\200\020(\000'
   _globals['_USAGEEVENT'].fields_by_name['output_tokens']._loaded_options = None
-  _globals['_USAGEEVENT'].fields_by_name['output_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_USAGEEVENT'].fields_by_name['output_tokens']._serialized_options = b'\272H\r\"\013\030\200\200\200\200\200\200\200\020(\000'
   _globals['_USAGEEVENT'].fields_by_name['cache_read_tokens']._loaded_options = None
-  _globals['_USAGEEVENT'].fields_by_name['cache_read_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_USAGEEVENT'].fields_by_name['cache_read_tokens']._serialized_options = b'\272H\r\"\013\030\200\200\200\200\200\200\200\020(\000'
   _globals['_USAGEEVENT'].fields_by_name['cache_write_5m_tokens']._loaded_options = None
-  _globals['_USAGEEVENT'].fields_by_name['cache_write_5m_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_USAGEEVENT'].fields_by_name['cache_write_5m_tokens']._serialized_options = b'\272H\r\"\013\030\200\200\200\200\200\200\200\020(\000'
   _globals['_USAGEEVENT'].fields_by_name['cache_write_1h_tokens']._loaded_options = None
-  _globals['_USAGEEVENT'].fields_by_name['cache_write_1h_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_USAGEEVENT'].fields_by_name['cache_write_1h_tokens']._serialized_options = b'\272H\r\"\013\030\200\200\200\200\200\200\200\020(\000'
   _globals['_USAGEEVENT'].fields_by_name['latency_ms']._loaded_options = None
-  _globals['_USAGEEVENT'].fields_by_name['latency_ms']._serialized_options = b'\272H\013\022\t)\000\000\000\000\000\000\000\000'
+  _globals['_USAGEEVENT'].fields_by_name['latency_ms']._serialized_options = b'\272H\024\022\022\031\000\000\000\000e\315\335A)\000\000\000\000\000\000\000\000'
+  _globals['_USAGEEVENT'].fields_by_name['provider']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['provider']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_USAGEEVENT'].fields_by_name['service_tier']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['service_tier']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_USAGEEVENT'].fields_by_name['status']._loaded_options = None
   _globals['_USAGEEVENT'].fields_by_name['status']._serialized_options = b'\272H\rr\013R\002okR\005error'
+  _globals['_USAGEEVENT'].fields_by_name['error_type']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['error_type']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_USAGEEVENT'].fields_by_name['request_id']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['request_id']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_USAGEEVENT'].fields_by_name['decision_id']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['decision_id']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_SENDEVENTSREQUEST'].fields_by_name['events']._loaded_options = None
   _globals['_SENDEVENTSREQUEST'].fields_by_name['events']._serialized_options = b'\272H\010\222\001\005\010\001\020\220N'
   _globals['_TRACKREQUEST'].fields_by_name['event']._loaded_options = None
@@ -74,25 +94,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGETRACKERSERVICE'].methods_by_name['GetMetrics']._loaded_options = None
   _globals['_USAGETRACKERSERVICE'].methods_by_name['GetMetrics']._serialized_options = b'\352\307\030\030\032\014metrics:read\"\004none0\001@\001\202\323\344\223\002\026\022\013/v1/metricsb\007metrics'
   _globals['_USAGEEVENT']._serialized_start=264
-  _globals['_USAGEEVENT']._serialized_end=1272
-  _globals['_SENDEVENTSREQUEST']._serialized_start=1274
-  _globals['_SENDEVENTSREQUEST']._serialized_end=1362
-  _globals['_REJECTEDEVENT']._serialized_start=1364
-  _globals['_REJECTEDEVENT']._serialized_end=1455
-  _globals['_SENDEVENTSRESPONSE']._serialized_start=1458
-  _globals['_SENDEVENTSRESPONSE']._serialized_end=1606
-  _globals['_TRACKREQUEST']._serialized_start=1608
-  _globals['_TRACKREQUEST']._serialized_end=1685
-  _globals['_TRACKRESPONSE']._serialized_start=1687
-  _globals['_TRACKRESPONSE']._serialized_end=1769
-  _globals['_GETHEALTHREQUEST']._serialized_start=1771
-  _globals['_GETHEALTHREQUEST']._serialized_end=1789
-  _globals['_GETHEALTHRESPONSE']._serialized_start=1791
-  _globals['_GETHEALTHRESPONSE']._serialized_end=1826
-  _globals['_GETMETRICSREQUEST']._serialized_start=1828
-  _globals['_GETMETRICSREQUEST']._serialized_end=1847
-  _globals['_GETMETRICSRESPONSE']._serialized_start=1849
-  _globals['_GETMETRICSRESPONSE']._serialized_end=1908
-  _globals['_USAGETRACKERSERVICE']._serialized_start=1911
-  _globals['_USAGETRACKERSERVICE']._serialized_end=2567
+  _globals['_USAGEEVENT']._serialized_end=1580
+  _globals['_SENDEVENTSREQUEST']._serialized_start=1582
+  _globals['_SENDEVENTSREQUEST']._serialized_end=1670
+  _globals['_REJECTEDEVENT']._serialized_start=1672
+  _globals['_REJECTEDEVENT']._serialized_end=1763
+  _globals['_SENDEVENTSRESPONSE']._serialized_start=1766
+  _globals['_SENDEVENTSRESPONSE']._serialized_end=1914
+  _globals['_TRACKREQUEST']._serialized_start=1916
+  _globals['_TRACKREQUEST']._serialized_end=1993
+  _globals['_TRACKRESPONSE']._serialized_start=1995
+  _globals['_TRACKRESPONSE']._serialized_end=2077
+  _globals['_GETHEALTHREQUEST']._serialized_start=2079
+  _globals['_GETHEALTHREQUEST']._serialized_end=2097
+  _globals['_GETHEALTHRESPONSE']._serialized_start=2099
+  _globals['_GETHEALTHRESPONSE']._serialized_end=2134
+  _globals['_GETMETRICSREQUEST']._serialized_start=2136
+  _globals['_GETMETRICSREQUEST']._serialized_end=2155
+  _globals['_GETMETRICSRESPONSE']._serialized_start=2157
+  _globals['_GETMETRICSRESPONSE']._serialized_end=2216
+  _globals['_USAGETRACKERSERVICE']._serialized_start=2219
+  _globals['_USAGETRACKERSERVICE']._serialized_end=2875
 # @@protoc_insertion_point(module_scope)

@@ -50,7 +50,9 @@ class UsageEvent(_message.Message):
     COST_USD_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """The identity of the event within its organization, for 8 days."""
+    """The identity of the event within its organization, for 8 days from its first acceptance. A
+    repeat counts nothing; one with another body is a conflict. Only Track may leave it out.
+    """
     event_type: _builtins.str
     model: _builtins.str
     """Required for api_call."""
@@ -61,8 +63,11 @@ class UsageEvent(_message.Message):
     session_id: _builtins.str
     """Required for session."""
     org_id: _builtins.str
+    """The project's, or the caller's only one, when absent."""
     project_id: _builtins.str
+    """The key's when absent."""
     user_id: _builtins.str
+    """A uuid, or any name, of which a UUIDv5 within the organization is made."""
     input_tokens: _builtins.int
     """The uncached input only."""
     output_tokens: _builtins.int
@@ -71,21 +76,25 @@ class UsageEvent(_message.Message):
     cache_write_1h_tokens: _builtins.int
     latency_ms: _builtins.float
     provider: _builtins.str
+    """Chooses whose price holds; found by the model's name when absent."""
     service_tier: _builtins.str
+    """Such as standard, batch or priority; a tier without a price of its own is unpriced."""
     status: _builtins.str
     error_type: _builtins.str
     request_id: _builtins.str
     decision_id: _builtins.str
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
-        """RFC 3339."""
+        """RFC 3339; at most 7 days ago (else too_old) and 5 minutes ahead (else in_future)."""
 
     @_builtins.property
     def cost_usd(self) -> _struct_pb2.Value:
-        """The client's own figure, as a number or a string; kept beside ours."""
+        """The client's own figure, as a number or a decimal string in USD; kept beside ours."""
 
     @_builtins.property
-    def metadata(self) -> _struct_pb2.Struct: ...
+    def metadata(self) -> _struct_pb2.Struct:
+        """At most 16,384 bytes of JSON."""
+
     def __init__(
         self,
         *,
@@ -99,11 +108,11 @@ class UsageEvent(_message.Message):
         org_id: _builtins.str | None = ...,
         project_id: _builtins.str | None = ...,
         user_id: _builtins.str | None = ...,
-        input_tokens: _builtins.int = ...,
-        output_tokens: _builtins.int = ...,
-        cache_read_tokens: _builtins.int = ...,
-        cache_write_5m_tokens: _builtins.int = ...,
-        cache_write_1h_tokens: _builtins.int = ...,
+        input_tokens: _builtins.int | None = ...,
+        output_tokens: _builtins.int | None = ...,
+        cache_read_tokens: _builtins.int | None = ...,
+        cache_write_5m_tokens: _builtins.int | None = ...,
+        cache_write_1h_tokens: _builtins.int | None = ...,
         latency_ms: _builtins.float | None = ...,
         provider: _builtins.str | None = ...,
         service_tier: _builtins.str | None = ...,
@@ -114,16 +123,24 @@ class UsageEvent(_message.Message):
         cost_usd: _struct_pb2.Value | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decision_id", b"_decision_id", "_error_type", b"_error_type", "_event_id", b"_event_id", "_latency_ms", b"_latency_ms", "_mcp_server", b"_mcp_server", "_model", b"_model", "_org_id", b"_org_id", "_project_id", b"_project_id", "_provider", b"_provider", "_request_id", b"_request_id", "_service_tier", b"_service_tier", "_session_id", b"_session_id", "_status", b"_status", "_tool", b"_tool", "_user_id", b"_user_id", "cost_usd", b"cost_usd", "decision_id", b"decision_id", "error_type", b"error_type", "event_id", b"event_id", "latency_ms", b"latency_ms", "mcp_server", b"mcp_server", "metadata", b"metadata", "model", b"model", "org_id", b"org_id", "project_id", b"project_id", "provider", b"provider", "request_id", b"request_id", "service_tier", b"service_tier", "session_id", b"session_id", "status", b"status", "timestamp", b"timestamp", "tool", b"tool", "user_id", b"user_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_read_tokens", b"_cache_read_tokens", "_cache_write_1h_tokens", b"_cache_write_1h_tokens", "_cache_write_5m_tokens", b"_cache_write_5m_tokens", "_decision_id", b"_decision_id", "_error_type", b"_error_type", "_event_id", b"_event_id", "_input_tokens", b"_input_tokens", "_latency_ms", b"_latency_ms", "_mcp_server", b"_mcp_server", "_model", b"_model", "_org_id", b"_org_id", "_output_tokens", b"_output_tokens", "_project_id", b"_project_id", "_provider", b"_provider", "_request_id", b"_request_id", "_service_tier", b"_service_tier", "_session_id", b"_session_id", "_status", b"_status", "_tool", b"_tool", "_user_id", b"_user_id", "cache_read_tokens", b"cache_read_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "cost_usd", b"cost_usd", "decision_id", b"decision_id", "error_type", b"error_type", "event_id", b"event_id", "input_tokens", b"input_tokens", "latency_ms", b"latency_ms", "mcp_server", b"mcp_server", "metadata", b"metadata", "model", b"model", "org_id", b"org_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "provider", b"provider", "request_id", b"request_id", "service_tier", b"service_tier", "session_id", b"session_id", "status", b"status", "timestamp", b"timestamp", "tool", b"tool", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decision_id", b"_decision_id", "_error_type", b"_error_type", "_event_id", b"_event_id", "_latency_ms", b"_latency_ms", "_mcp_server", b"_mcp_server", "_model", b"_model", "_org_id", b"_org_id", "_project_id", b"_project_id", "_provider", b"_provider", "_request_id", b"_request_id", "_service_tier", b"_service_tier", "_session_id", b"_session_id", "_status", b"_status", "_tool", b"_tool", "_user_id", b"_user_id", "cache_read_tokens", b"cache_read_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "cost_usd", b"cost_usd", "decision_id", b"decision_id", "error_type", b"error_type", "event_id", b"event_id", "event_type", b"event_type", "input_tokens", b"input_tokens", "latency_ms", b"latency_ms", "mcp_server", b"mcp_server", "metadata", b"metadata", "model", b"model", "org_id", b"org_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "provider", b"provider", "request_id", b"request_id", "service_tier", b"service_tier", "session_id", b"session_id", "status", b"status", "timestamp", b"timestamp", "tool", b"tool", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_read_tokens", b"_cache_read_tokens", "_cache_write_1h_tokens", b"_cache_write_1h_tokens", "_cache_write_5m_tokens", b"_cache_write_5m_tokens", "_decision_id", b"_decision_id", "_error_type", b"_error_type", "_event_id", b"_event_id", "_input_tokens", b"_input_tokens", "_latency_ms", b"_latency_ms", "_mcp_server", b"_mcp_server", "_model", b"_model", "_org_id", b"_org_id", "_output_tokens", b"_output_tokens", "_project_id", b"_project_id", "_provider", b"_provider", "_request_id", b"_request_id", "_service_tier", b"_service_tier", "_session_id", b"_session_id", "_status", b"_status", "_tool", b"_tool", "_user_id", b"_user_id", "cache_read_tokens", b"cache_read_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "cost_usd", b"cost_usd", "decision_id", b"decision_id", "error_type", b"error_type", "event_id", b"event_id", "event_type", b"event_type", "input_tokens", b"input_tokens", "latency_ms", b"latency_ms", "mcp_server", b"mcp_server", "metadata", b"metadata", "model", b"model", "org_id", b"org_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "provider", b"provider", "request_id", b"request_id", "service_tier", b"service_tier", "session_id", b"session_id", "status", b"status", "timestamp", b"timestamp", "tool", b"tool", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_read_tokens: _TypeAlias = _typing.Literal["cache_read_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cache_read_tokens: _TypeAlias = _typing.Literal["_cache_read_tokens", b"_cache_read_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__cache_write_1h_tokens: _TypeAlias = _typing.Literal["cache_write_1h_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_1h_tokens: _TypeAlias = _typing.Literal["_cache_write_1h_tokens", b"_cache_write_1h_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__cache_write_5m_tokens: _TypeAlias = _typing.Literal["cache_write_5m_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_5m_tokens: _TypeAlias = _typing.Literal["_cache_write_5m_tokens", b"_cache_write_5m_tokens"]  # noqa: Y015
     _WhichOneofReturnType__decision_id: _TypeAlias = _typing.Literal["decision_id"]  # noqa: Y015
     _WhichOneofArgType__decision_id: _TypeAlias = _typing.Literal["_decision_id", b"_decision_id"]  # noqa: Y015
     _WhichOneofReturnType__error_type: _TypeAlias = _typing.Literal["error_type"]  # noqa: Y015
     _WhichOneofArgType__error_type: _TypeAlias = _typing.Literal["_error_type", b"_error_type"]  # noqa: Y015
     _WhichOneofReturnType__event_id: _TypeAlias = _typing.Literal["event_id"]  # noqa: Y015
     _WhichOneofArgType__event_id: _TypeAlias = _typing.Literal["_event_id", b"_event_id"]  # noqa: Y015
+    _WhichOneofReturnType__input_tokens: _TypeAlias = _typing.Literal["input_tokens"]  # noqa: Y015
+    _WhichOneofArgType__input_tokens: _TypeAlias = _typing.Literal["_input_tokens", b"_input_tokens"]  # noqa: Y015
     _WhichOneofReturnType__latency_ms: _TypeAlias = _typing.Literal["latency_ms"]  # noqa: Y015
     _WhichOneofArgType__latency_ms: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms"]  # noqa: Y015
     _WhichOneofReturnType__mcp_server: _TypeAlias = _typing.Literal["mcp_server"]  # noqa: Y015
@@ -132,6 +149,8 @@ class UsageEvent(_message.Message):
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
     _WhichOneofReturnType__org_id: _TypeAlias = _typing.Literal["org_id"]  # noqa: Y015
     _WhichOneofArgType__org_id: _TypeAlias = _typing.Literal["_org_id", b"_org_id"]  # noqa: Y015
+    _WhichOneofReturnType__output_tokens: _TypeAlias = _typing.Literal["output_tokens"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens"]  # noqa: Y015
     _WhichOneofReturnType__project_id: _TypeAlias = _typing.Literal["project_id"]  # noqa: Y015
     _WhichOneofArgType__project_id: _TypeAlias = _typing.Literal["_project_id", b"_project_id"]  # noqa: Y015
     _WhichOneofReturnType__provider: _TypeAlias = _typing.Literal["provider"]  # noqa: Y015
@@ -149,11 +168,19 @@ class UsageEvent(_message.Message):
     _WhichOneofReturnType__user_id: _TypeAlias = _typing.Literal["user_id"]  # noqa: Y015
     _WhichOneofArgType__user_id: _TypeAlias = _typing.Literal["_user_id", b"_user_id"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_read_tokens) -> _WhichOneofReturnType__cache_read_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_1h_tokens) -> _WhichOneofReturnType__cache_write_1h_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_5m_tokens) -> _WhichOneofReturnType__cache_write_5m_tokens | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decision_id) -> _WhichOneofReturnType__decision_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error_type) -> _WhichOneofReturnType__error_type | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_id) -> _WhichOneofReturnType__event_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_tokens) -> _WhichOneofReturnType__input_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_ms) -> _WhichOneofReturnType__latency_ms | None: ...
     @_typing.overload
@@ -162,6 +189,8 @@ class UsageEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__org_id) -> _WhichOneofReturnType__org_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens) -> _WhichOneofReturnType__output_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__project_id) -> _WhichOneofReturnType__project_id | None: ...
     @_typing.overload
