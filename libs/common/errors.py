@@ -84,9 +84,25 @@ class UnsupportedMediaType(MindWeaveError):
 
 
 class Invalid(MindWeaveError):
-    """The request's shape is wrong; ``fields`` names each field."""
+    """The request's shape is wrong; ``fields`` names each field.
+
+    Its code, where none is given, is the one that all its fields share.
+    """
 
     code, status, title = "invalid", 422, "The request is not valid"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        code: str | None = None,
+        fields: Sequence[FieldError] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        shared = {field.code for field in fields}
+        if code is None and len(shared) == 1:
+            code = shared.pop()
+        super().__init__(detail, code=code, fields=fields, retry_after=retry_after)
 
 
 class RateLimited(MindWeaveError):

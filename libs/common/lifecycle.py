@@ -143,7 +143,9 @@ class Host:
         self._telemetry.log.info("ready", services=[member.name for member in self._members])
 
     async def stop(self) -> None:
-        """Refuse new work, finish what is in hand, end the background work, close."""
+        """Refuse new work, finish what is in hand, end the background work, close; once."""
+        if self._phase == "stopping":
+            return
         self._phase = "stopping"
         await self._rpc.serve(False)
         if self._http is not None:

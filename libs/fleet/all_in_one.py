@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -90,8 +89,6 @@ def run_all(data: Path, listen: str | None) -> None:
         Exception: as ``surroundings``, ``migrate_all`` and ``Host.start`` say.
     """
     given = {} if listen is None else {"listen": listen}
-    # Until the loop takes signals: what was started is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # The servers start while the services are imported.
     with ThreadPoolExecutor(1) as importing:
         services: Future[list[Service]] = importing.submit(load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,8 @@ def run_everything(
     ] = None,
 ) -> None:
     """Run every service in one process, with embedded PostgreSQL and Valkey unless configured."""
+    # Until the platform takes signals itself, what was started by then is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with _told_in_a_line():
         from fleet.all_in_one import run_all
 

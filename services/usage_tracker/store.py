@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -40,6 +41,8 @@ _DELTA_COLUMNS = (
     *Sums._fields,
     *_SKETCH,
 )
+# Rows that are encoded in one turn of the event loop: a few milliseconds.
+_PACE = 500
 _UNPRICED: tuple[int | None, ...] = (None,) * 5
 
 
@@ -84,10 +87,10 @@ class UsageStore:
         for table in (EVENTS, IDS):
             await ensure_partitions(connection, table, days)
         await connection.copy_records_to_table(
-            IDS, columns=_ID_COLUMNS, records=_id_records(part, accepted)
+            IDS, columns=_ID_COLUMNS, records=_paced(_id_records(part, accepted))
         )
         await connection.copy_records_to_table(
-            EVENTS, columns=_EVENT_COLUMNS, records=_event_records(part, settled)
+            EVENTS, columns=_EVENT_COLUMNS, records=_paced(_event_records(part, settled))
         )
         last: int = await connection.fetchval(
             """
@@ -105,7 +108,7 @@ class UsageStore:
         await connection.copy_records_to_table(
             "deltas",
             columns=_DELTA_COLUMNS,
-            records=_delta_records(part, last - len(settled.deltas), settled.deltas),
+            records=_paced(_delta_records(part, last - len(settled.deltas), settled.deltas)),
         )
 
     async def unsent(self, part: int, limit: int) -> dict[str, list[Any]] | None:
@@ -208,6 +211,14 @@ class UsageStore:
             await connection.execute("DELETE FROM deleted_orgs WHERE org_id = ANY($1)", orgs)
             left: int = await connection.fetchval("SELECT count(*) FROM deleted_orgs")
             return left
+
+
+async def _paced(records: Iterator[tuple[object, ...]]) -> AsyncIterator[tuple[object, ...]]:
+    """The records, with pauses in which the event loop turns to others."""
+    for count, record in enumerate(records):
+        if count % _PACE == _PACE - 1:
+            await asyncio.sleep(0)
+        yield record
 
 
 def _uuid(value: bytes | None) -> UUID | None:

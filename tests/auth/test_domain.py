@@ -88,10 +88,6 @@ class TestAddresses:
     def test_the_key_of_a_key_is_the_key(self, text: str) -> None:
         assert email_key(email_key(text)) == email_key(text)
 
-    @given(st.text())
-    def test_no_key_holds_what_postgresql_cannot(self, text: str) -> None:
-        assert "\0" not in email_key(text)
-
 
 class TestUsers:
     def test_a_new_name_is_a_new_version(self) -> None:

@@ -69,12 +69,12 @@ async def test_team_is_asked_in_the_name_of_the_caller(access: AccessResolver, t
     assert team.asked == [([], {"authorization": "Bearer users-token"})]
 
 
-async def test_a_change_of_a_role_is_in_force_within_five_seconds(
+async def test_a_change_of_a_role_is_in_force_well_within_five_seconds(
     access: AccessResolver, team: Team, clock: ManualClock
 ) -> None:
     await access.resolve(USER, ORG)
     team.roles = {ORG: "viewer"}
-    clock.advance(SECOND * 4.9)
+    clock.advance(SECOND * 2.9)
     assert await access.resolve(USER, ORG) == {ORG: "member"}
     clock.advance(SECOND * 0.1)
     assert await access.resolve(USER, ORG) == {ORG: "viewer"}
@@ -84,9 +84,9 @@ async def test_a_change_of_a_role_is_in_force_within_five_seconds(
 async def test_the_age_of_an_answer_counts_from_the_question(
     access: AccessResolver, team: Team, clock: ManualClock
 ) -> None:
-    team.before_answer = lambda: clock.advance(SECOND * 3)
+    team.before_answer = lambda: clock.advance(SECOND * 2)
     await access.resolve(USER, ORG)
-    clock.advance(SECOND * 2)
+    clock.advance(SECOND)
     await access.resolve(USER, ORG)
     assert len(team.asked) == 2
 

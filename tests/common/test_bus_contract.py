@@ -31,6 +31,8 @@ from common.events.bus import (
     TopicUnknown,
 )
 from common.events.envelope import EventRefused, decode, message_of
+from common.telemetry import CORRELATION_HEADER, correlation_id, inject
+from common.testing import silent_telemetry
 from tests.common.brokers import DRIVERS, Broker
 from tests.common.waiting import eventually
 
@@ -43,7 +45,7 @@ QUICK = Backoff(first=0.01, limit=0.05)
 MakeBus = Callable[..., Awaitable[Bus]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ran() -> Counter[str]:
     """How many tests each driver has begun."""
     return Counter()
@@ -329,6 +331,31 @@ async def test_a_full_partition_refuses_the_whole_call_and_loses_nothing(
     left = [r.value for r in await read_all(bus, topic, 0, tokens[0])]
     assert left == [*(b"%d" % n for n in range(1, 10)), b"b"]
     assert [r.value for r in await read_all(bus, topic, 1)] == [b"a", b"c"]
+
+
+async def test_a_handler_goes_on_in_the_trace_and_under_the_correlation_id_of_the_publisher(
+    bus: Bus, topic: str
+) -> None:
+    await bus.declare(topic, 1, ["readers"])
+    telemetry = silent_telemetry("publisher")
+    trace_id = uuid4().hex
+    request = {"traceparent": f"00-{trace_id}-{uuid4().hex[:16]}-01", CORRELATION_HEADER: "first"}
+    traces: list[tuple[str, str]] = []
+
+    async def publish() -> None:
+        with telemetry.continued(request, "the request"):
+            other = {CORRELATION_HEADER: "second"}
+            await bus.publish(topic, [Outgoing(b"x"), Outgoing(b"y", headers=other)])
+
+    async def handle(_: Record) -> None:
+        headers: dict[str, str] = {}
+        inject(headers)
+        traces.append((correlation_id(), headers["traceparent"].split("-")[1]))
+
+    await asyncio.create_task(publish())
+    async with running(bus.subscribe([topic], "readers", handle)):
+        await eventually(lambda: len(traces) == 2)
+    assert traces == [("first", trace_id), ("second", trace_id)]
 
 
 async def test_two_groups_each_get_every_record(bus: Bus, topic: str) -> None:
@@ -625,6 +652,40 @@ async def test_a_tail_shows_new_records_to_every_process(make_bus: MakeBus, topi
         await eventually(lambda: len(one.records) == len(two.records) == 10)
     for seen in (one, two):
         assert sorted(map(int, seen.values)) == list(range(5, 15))
+
+
+async def test_a_tail_of_a_topic_that_comes_later_shows_all_of_it(bus: Bus, topic: str) -> None:
+    tailed = Seen()
+    tail = bus.tail([topic], tailed)
+    async with running(tail):
+        assert "TopicUnknown" in tail.status().detail
+        await bus.declare(topic, 1)
+        await bus.publish(topic, numbered(range(3)))
+        await eventually(lambda: tailed.values == [b"0", b"1", b"2"])
+        assert tail.status().ready
+
+
+async def test_a_subscription_to_a_topic_that_comes_later_reads_all_of_it(
+    bus: Bus, topic: str
+) -> None:
+    seen = Seen()
+    reading = bus.subscribe([topic], "readers", seen)
+    async with running(reading):
+        await eventually(lambda: "TopicUnknown" in reading.status().detail)
+        assert reading.status().live
+        await bus.declare(topic, 1)
+        await bus.publish(topic, numbered(range(3)))
+        await eventually(lambda: seen.values == [b"0", b"1", b"2"])
+
+
+async def test_stopping_needs_no_broker(broker: Broker, bus: Bus, topic: str) -> None:
+    await bus.declare(topic, 1, ["readers"])
+    seen, tailed = Seen(), Seen()
+    async with running(bus.subscribe([topic], "readers", seen), bus.tail([topic], tailed)):
+        await bus.publish(topic, numbered(range(1)))
+        await eventually(lambda: seen.values == tailed.values == [b"0"])
+        broker.kill()
+    broker.start()
 
 
 async def test_nothing_hangs_while_the_broker_is_down_and_all_goes_on_after(

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,19 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Tracer
+from prometheus_client import CollectorRegistry
 
 from common.clock import SystemClock
-from common.database import Database, Scope, UnsafeRole, bootstrap, migrate, pending
+from common.database import Database, Scope, UnsafeRole, migrate
 from common.errors import NotFound, Unavailable
-from common.settings import Settings, load_settings
+from common.settings import Settings
+from common.telemetry import Metrics, SpanKind, Telemetry, Tracing
 from common.testing import sealer_of, silent_telemetry
-from fleet.embedded import Postgres
-from tests.common.waiting import eventually
+from mindweave.account.v1.events_pb2 import OrgDeleted
 
 pytestmark = pytest.mark.store
 
@@ -87,27 +90,6 @@ async def test_an_error_in_its_block_rolls_a_change_back_and_is_not_changed_itse
     assert await labels(db) == []
 
 
-async def test_a_cancelled_change_is_rolled_back_and_its_connection_serves_again(
-    db: Database,
-) -> None:
-    began = asyncio.Event()
-
-    async def endless() -> None:
-        async with db.change(Scope()) as change:
-            await change.connection.execute("INSERT INTO notes VALUES (1, 'lost')")
-            began.set()
-            await change.connection.execute("SELECT pg_sleep(60)")
-
-    for _ in range(5):
-        began.clear()
-        task = asyncio.create_task(endless())
-        await began.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert await labels(db) == []
-
-
 async def test_a_read_shows_one_snapshot_and_writes_nothing(db: Database) -> None:
     async with db.read(Scope()) as connection:
         assert await connection.fetchval("SELECT count(*) FROM notes") == 0
@@ -155,17 +137,6 @@ async def test_a_superuser_is_refused_as_runtime_role(settings: Settings) -> Non
         await database.close()
 
 
-async def test_a_connection_that_is_lost_in_a_change_makes_it_unavailable(db: Database) -> None:
-    with pytest.raises(Unavailable) as caught:
-        async with db.change(Scope()) as change:
-            await change.connection.execute(
-                "INSERT INTO notes VALUES (1, 'lost');SELECT pg_terminate_backend(pg_backend_pid())"
-            )
-    assert caught.value.code == "database_unavailable"
-    assert await labels(db) == []
-    await db.ping()
-
-
 async def test_a_deadlock_asks_the_caller_to_try_again(db: Database) -> None:
     async with db.change(Scope()) as change:
         await change.connection.execute("INSERT INTO notes VALUES (1, 'x'), (2, 'x')")
@@ -182,6 +153,15 @@ async def test_a_deadlock_asks_the_caller_to_try_again(db: Database) -> None:
     assert len(failed) == 1
     assert isinstance(failed[0], Unavailable)
     assert failed[0].code == "try_again"
+
+
+async def test_a_mistake_in_the_use_of_a_connection_is_no_failure_of_the_database(
+    db: Database,
+) -> None:
+    with pytest.raises(asyncpg.InterfaceError):
+        async with db.read(Scope()) as connection:
+            await asyncio.gather(*(connection.fetchval("SELECT pg_sleep(0.1)") for _ in range(2)))
+    await db.ping()
 
 
 async def test_a_table_that_a_migration_changed_meanwhile_asks_to_try_again(
@@ -202,19 +182,6 @@ async def test_a_table_that_a_migration_changed_meanwhile_asks_to_try_again(
             assert await connection.fetch("SELECT * FROM notes") == []
     finally:
         await single.close()
-
-
-async def test_a_pool_without_a_free_connection_is_unavailable(
-    db: Database, settings: Settings
-) -> None:
-    small = await opened(settings.runtime_dsn(NAME), settings, size=1)
-    try:
-        async with small.read(Scope()):
-            with pytest.raises(Unavailable):
-                await small.ping()
-        await small.ping()
-    finally:
-        await small.close()
 
 
 async def test_the_pools_connections_are_counted(db: Database, settings: Settings) -> None:
@@ -239,105 +206,31 @@ async def test_the_pools_connections_are_counted(db: Database, settings: Setting
         await database.close()
 
 
-@pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
-    """A server that the test may end."""
-    server = Postgres(tmp_path / "postgres", "password")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def own_database(own_postgres: Postgres, folder: Path) -> AsyncIterator[Database]:
-    own = load_settings(secret="x" * 40, database_url=own_postgres.admin_dsn)
-    await bootstrap(own_postgres.admin_dsn, NAME, own)
-    await migrate(own.owner_dsn(NAME), NAME, folder)
-    database = await opened(own.runtime_dsn(NAME), own)
-    yield database
-    await database.close()
-
-
-async def test_a_database_that_is_killed_is_unavailable_and_comes_back_without_a_restart(
-    own_postgres: Postgres, own_database: Database, folder: Path
+async def test_a_transaction_is_a_span_that_its_events_continue(
+    db: Database, settings: Settings
 ) -> None:
-    async with own_database.change(Scope()) as change:
-        await change.connection.execute("INSERT INTO notes VALUES (1, 'kept')")
-    process = own_postgres.process
-    assert process is not None
+    spans = InMemorySpanExporter()
 
-    async def cut_off() -> None:
-        async with own_database.change(Scope()) as change:
-            await change.connection.execute("INSERT INTO notes VALUES (2, 'lost')")
-            process.send_signal(signal.SIGKILL)
-            await asyncio.to_thread(process.wait)
-            await change.connection.execute("INSERT INTO notes VALUES (3, 'lost')")
+    class Recording(Tracing):
+        def tracer(self, service: str) -> Tracer:
+            provider = TracerProvider(shutdown_on_exit=False)
+            provider.add_span_processor(SimpleSpanProcessor(spans))
+            return provider.get_tracer(service)
 
-    with pytest.raises(Unavailable):
-        await cut_off()
-    with pytest.raises(Unavailable) as caught:
-        await own_database.ping()
-    assert caught.value.retry_after
-    await asyncio.to_thread(own_postgres.start)
-    await own_database.ping()
-    assert await labels(own_database) == ["kept"]
-    assert await pending(own_database, folder) == []
-
-
-async def test_a_pool_can_be_opened_before_its_database_is_up(
-    own_postgres: Postgres, folder: Path
-) -> None:
-    own = load_settings(secret="x" * 40, database_url=own_postgres.admin_dsn)
-    await bootstrap(own_postgres.admin_dsn, NAME, own)
-    own_postgres.stop()
-    database = await opened(own.runtime_dsn(NAME), own)
+    metrics, tracing = Metrics(CollectorRegistry()), Recording(None, version="test")
+    telemetry = Telemetry(NAME, metrics=metrics, tracing=tracing)
+    database = await opened(settings.runtime_dsn(NAME), settings, telemetry=telemetry)
     try:
-        with pytest.raises(Unavailable):
-            await database.ping()
-        await asyncio.to_thread(own_postgres.start)
-        await database.ping()
-        missing = await pending(database, folder)
-        assert missing[:2] == ["kit/0001_kit.sql", f"{NAME}/0001_notes.sql"]
+        async with database.change(Scope()) as change:
+            change.publish(OrgDeleted(org_id=str(uuid4())))
+        async with database.session() as connection:
+            headers = await connection.fetchval("DELETE FROM outbox RETURNING headers")
     finally:
         await database.close()
-
-
-async def test_a_server_that_says_nothing_is_unavailable(settings: Settings) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        database = await opened(f"postgresql://x:y@127.0.0.1:{port}/x", settings)
-        try:
-            with pytest.raises(Unavailable):
-                await database.ping()
-        finally:
-            await database.close()
-
-
-async def test_a_statement_that_does_not_end_is_cancelled(db: Database) -> None:
-    with pytest.raises(Unavailable):
-        async with db.read(Scope()) as connection:
-            await connection.fetchval("SELECT pg_sleep(60)", timeout=0.1)
-    async with db.session() as connection:
-        asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-        await eventually(lambda: nothing(connection.fetchval(asleep)))
-
-
-async def nothing(count: Awaitable[int]) -> bool:
-    return await count == 0
-
-
-async def test_closing_ends_what_does_not_end_by_itself(
-    db: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("common.database.pool.COMMAND_TIMEOUT", 0.05)
-    database = await opened(settings.runtime_dsn(NAME), settings)
-
-    async def outlive() -> None:
-        async with database.read(Scope()) as connection:
-            await database.close()
-            await connection.fetchval("SELECT 1")
-
-    with pytest.raises(Unavailable):
-        await outlive()
-    with pytest.raises(Unavailable):
-        await database.ping()
+    [span] = spans.get_finished_spans()
+    context = span.get_span_context()
+    assert (span.name, span.kind) == (f"change {NAME}", SpanKind.CLIENT)
+    assert context is not None
+    assert span.attributes is not None
+    assert span.attributes["db.system.name"] == "postgresql"
+    assert f"{context.trace_id:032x}-{context.span_id:016x}" in headers["traceparent"]

@@ -94,6 +94,15 @@ async def test_an_element_of_a_list_is_named_by_its_index(served: Fleet) -> None
     assert [field.pointer for field in error.fields] == ["/scopes"]
 
 
+async def test_a_text_with_a_nul_is_refused_wherever_it_stands(served: Fleet) -> None:
+    request = CreateApiKeyRequest(name="a\0", scopes=["org:read", "\0"])
+    error = await invalid(served, f"{AUTH}/CreateApiKey", request)
+    assert {(field.pointer, field.code) for field in error.fields} == {
+        ("/name", "invalid_value"),
+        ("/scopes/1", "invalid_value"),
+    }
+
+
 def test_a_required_field_that_is_missing_has_a_code_of_its_own() -> None:
     error = invalid_of(Validator().collect_violations(TrackRequest()))
     assert [(field.pointer, field.code) for field in error.fields] == [("/event", "missing_field")]

@@ -4,16 +4,22 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from common.database import Answer, AnswerExists, Database, find_answer
-from common.errors import Conflict, Invalid, Unavailable
+from common.errors import Conflict, Invalid, NotFound, Unavailable
 from common.identity.call import Call, Principal, current_call
 from common.rpc import client
 from common.testing import a_user
-from mindweave.account.v1.account_pb2 import CreateOrgRequest, CreateOrgResponse, Org
+from mindweave.account.v1.account_pb2 import (
+    CreateOrgRequest,
+    CreateOrgResponse,
+    DeleteOrgRequest,
+    DeleteOrgResponse,
+    Org,
+)
 from mindweave.auth.v1.auth_pb2 import RegisterRequest, RegisterResponse
 from mindweave.team.v1.team_pb2 import ResolveAccessRequest
 from tests.common.serving import ACCOUNT, AUTH, TEAM, Fleet, as_call, fleet, on_behalf_of
@@ -71,6 +77,34 @@ async def test_a_repeat_is_answered_as_the_call_was_and_the_handler_does_not_run
     assert (first.etag, first.replayed) == (1, False)
     assert (second.etag, second.replayed) == (1, True)
     assert served.handlers[ACCOUNT].seen == ["CreateOrg"]
+
+
+async def test_a_repeat_is_answered_as_the_call_was_although_the_caller_has_lost_the_permission(
+    served: Fleet, database: Database
+) -> None:
+    async def delete(request: Any, context: Any) -> DeleteOrgResponse:
+        async with database.change() as change:
+            return change.answer(DeleteOrgResponse())
+
+    served.handlers[ACCOUNT].on("DeleteOrg", delete)
+    method, org, key = served.method(f"{ACCOUNT}/DeleteOrg"), uuid4(), str(uuid4())
+
+    async def ask(org_id: UUID, principal: Principal) -> client.Answer:
+        request = DeleteOrgRequest(id=str(org_id))
+        call = on_behalf_of(served.signer.signed(principal))
+        answer: client.Answer = await as_call(
+            call, lambda: method.invoke(request, idempotency_key=key)
+        )
+        return answer
+
+    served.access.grant(USER, org, "owner")
+    assert not (await ask(org, USER)).replayed
+    served.access.revoke(USER, org)
+    assert (await ask(org, USER)).replayed
+    with pytest.raises(Invalid):
+        await ask(uuid4(), USER)
+    with pytest.raises(NotFound):
+        await ask(org, OTHER)
 
 
 async def test_another_key_is_another_call(served: Fleet) -> None:

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
 from google.protobuf.message import Message
 
 from buf.validate import validate_pb2
-from common.errors import Conflict, Invalid, MindWeaveError, NotFound, PermissionDenied, Unavailable
+from common.errors import (
+    Conflict,
+    Invalid,
+    MindWeaveError,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from common.identity.call import Principal, current_call
 from common.rpc.client import acting_for
 from common.rpc.contract import operations
-from common.testing import a_project_key, a_user, a_user_key
+from common.rpc.exchange import Exchange
+from common.rpc.interceptors.permission import Permission
+from common.testing import FakeAccess, a_project_key, a_user, a_user_key
 from mindweave.account.v1.account_pb2 import (
     CreateOrgRequest,
     GetOrgRequest,
@@ -296,3 +307,15 @@ async def test_no_resource_is_handed_out_unauthorized(served: Fleet, name: str) 
         await call(served, name[1:], operation.request_class(**fields), member(served, "owner"))
     assert failed.value.status == 500
     assert served.handlers[operation.grpc_service].seen == [operation.method]
+
+
+async def test_what_only_services_call_is_closed_where_no_service_is_known_to_call() -> None:
+    operation = operations()[f"/{TEAM}/ResolveAccess"]
+    context = SimpleNamespace(invocation_metadata=lambda: ())
+    exchange = Exchange(b"", cast(Any, context), on_behalf_of(a_user()))
+    check = Permission(FakeAccess()).check(operation)
+    with pytest.raises(Unauthenticated):
+        check(exchange)
+    assert not exchange.call.authorized
+    with pytest.raises(LookupError, match="not been parsed"):
+        _ = exchange.request

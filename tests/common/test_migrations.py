@@ -13,6 +13,7 @@ from common.database import (
     Database,
     MigrationFailed,
     MigrationRefused,
+    UnsafeRole,
     bootstrap,
     grant_runtime,
     migrate,
@@ -277,6 +278,18 @@ async def test_an_admin_that_is_no_superuser_can_make_them(settings: Settings) -
         for role in ("rented", "rented_owner", "cloud_admin"):
             await superuser.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
         await superuser.close()
+
+
+async def test_a_runtime_role_with_too_many_rights_is_refused(settings: Settings) -> None:
+    admin = await asyncpg.connect(settings.database_url)
+    try:
+        for right in ("SUPERUSER", "BYPASSRLS"):
+            await admin.execute(f"CREATE ROLE mighty LOGIN {right}")
+            with pytest.raises(UnsafeRole, match="mighty"):
+                await bootstrap(settings.database_url or "", "mighty", settings)
+            await admin.execute("DROP ROLE mighty")
+    finally:
+        await admin.close()
 
 
 async def test_no_other_service_may_look_into_a_database(

@@ -145,6 +145,10 @@ async def publish(bus: Bus, topic: str, numbers: range, part: int = 0) -> list[s
     return await bus.publish(topic, [Outgoing(b"%d" % n, partition=part) for n in numbers])
 
 
+def caught_up(consumer: PartitionConsumer, part: int, at: datetime) -> bool:
+    return consumer.caught_up_at(part) == at
+
+
 def stopped(consumer: PartitionConsumer, why: str) -> bool:
     status = consumer.status()
     return not status.live and not status.ready and why in status.detail
@@ -273,6 +277,25 @@ async def test_an_owner_that_lost_its_partition_rolls_back(
     place = await ledger.place(0)
     assert place is not None
     assert place["epoch"] == 2
+
+
+async def test_a_lease_that_was_lost_is_noticed_while_nothing_arrives(
+    topic: str, make: Make, db: Database
+) -> None:
+    consumer = await make(lease=0.5)
+    await eventually(lambda: consumer.held() == [0, 1])
+    async with db.session() as connection:
+        await connection.execute(
+            """
+            UPDATE offsets SET owner = 'another', epoch = epoch + 1,
+                lease_until = now() + interval '1 hour'
+            WHERE topic = $1 AND part = 1
+            """,
+            topic,
+        )
+    await eventually(lambda: consumer.held() == [0])
+    assert consumer.caught_up_at(1) is None
+    assert consumer.status().live
 
 
 async def test_a_dead_owners_partitions_are_taken_when_its_lease_is_over(
@@ -538,9 +561,8 @@ async def test_the_watermark_moves_on_while_nothing_arrives(
     consumer = await make(clock=clock, cadence=0.02, idle=on_idle)
     for _ in range(3):
         clock.advance(timedelta(seconds=1))
-        now = clock.now()
-        await eventually(lambda now=now: consumer.caught_up_at(0) == now)
-        await eventually(lambda now=now: consumer.caught_up_at(1) == now)
+        for part in (0, 1):
+            await eventually(partial(caught_up, consumer, part, clock.now()))
     assert set(idle) == {0, 1}
     assert consumer.caught_up_at(7) is None
 
@@ -597,6 +619,35 @@ async def test_the_watermark_is_never_ahead_of_a_record_that_is_not_committed(
     done = True
     assert await watching > 10
     assert await ledger.numbers(0) == list(range(400))
+
+
+async def test_an_idle_hook_that_fails_stops_nothing(
+    bus: Bus, topic: str, make: Make, ledger: Ledger
+) -> None:
+    calls: list[int] = []
+
+    async def on_idle(part: int) -> None:
+        calls.append(part)
+        raise KeyError("a bug")
+
+    consumer = await make(idle=on_idle, cadence=0.01)
+    await eventually(lambda: len(calls) > 10)
+    await publish(bus, topic, range(3))
+    await eventually(partial(ledger.holds, 0, [0, 1, 2]))
+    assert consumer.status().live
+
+
+async def test_stopping_needs_no_broker(
+    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
+) -> None:
+    consumer = await make(lease=600.0)
+    await publish(bus, topic, range(3))
+    await eventually(partial(ledger.holds, 0, [0, 1, 2]))
+    broker.kill()
+    await consumer.stop()
+    broker.start()
+    heir = await make(lease=600.0)
+    await eventually(lambda: heir.held() == [0, 1])
 
 
 async def test_the_lag_is_told_while_there_is_some(

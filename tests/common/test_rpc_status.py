@@ -47,6 +47,17 @@ def test_every_error_arrives_as_what_it_was_raised_as(kind: type[MindWeaveError]
         assert getattr(told, field) == getattr(error, field)
 
 
+@pytest.mark.parametrize(
+    ("codes", "whole"),
+    [([], "invalid"), (["too_old", "too_old"], "too_old"), (["too_old", "in_future"], "invalid")],
+)
+def test_fields_that_are_wrong_alike_name_what_is_wrong_with_the_request(
+    codes: list[str], whole: str
+) -> None:
+    assert Invalid(fields=[FieldError("/a", code, "is wrong") for code in codes]).code == whole
+    assert Invalid(code="own", fields=[FieldError("/a", "too_old", "is")]).code == "own"
+
+
 @pytest.mark.parametrize("status", range(400, 600))
 def test_every_http_status_has_a_grpc_status_and_comes_back(status: int) -> None:
     kind = type("Odd", (MindWeaveError,), {"status": status, "code": "odd", "title": "Odd"})

@@ -179,7 +179,7 @@ def test_a_password_in_a_url_is_masked_and_the_rest_of_it_is_not() -> None:
 def test_bytes_and_bottomless_values_are_not_written_out() -> None:
     bottomless: list[Any] = []
     bottomless.append(bottomless)
-    assert masked(b"secret") == "<6 bytes>"
+    assert masked([b"secret", None, 7]) == ["<6 bytes>", None, 7]
     assert "***" in json.dumps(masked(bottomless))
 
 
@@ -327,3 +327,20 @@ async def test_a_receiver_that_is_down_stops_nobody() -> None:
     with team.span("work"):
         pass
     await tracing.stop()
+
+
+async def test_a_log_line_of_a_recorded_span_names_it(logged: Logged) -> None:
+    with otlp_receiver() as receiver:
+        tracing = Tracing(receiver.endpoint, version="1")
+        team = Telemetry("team", metrics=Metrics(CollectorRegistry()), tracing=tracing)
+        assert team.records
+        with team.span("work"):
+            team.log.info("working")
+        await tracing.stop()
+    span, (line,) = receiver.named("work", "team"), logged()
+    assert (line["trace_id"], line["span_id"]) == (span.trace, span.id)
+
+
+async def test_what_records_nothing_has_nothing_to_send() -> None:
+    assert not telemetry().records
+    await telemetry().tracing.stop()

@@ -317,6 +317,17 @@ async def test_tokens_under_a_key_that_was_withdrawn_end_within_minutes(
         await verifier.verify(token)
 
 
+async def test_what_is_remembered_of_tokens_is_bounded(
+    auth: Auth, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.identity.tokens._KNOWN_TOKENS", 2)
+    first, *others = [auth.sign(USER, START) for _ in range(3)]
+    for token in (first, *others):
+        await verifier.verify(token)
+    assert verifier.known(first) is None
+    assert all(verifier.known(token) for token in others)
+
+
 async def test_a_clock_set_back_does_not_keep_keys_for_ever(
     auth: Auth, clock: ManualClock, verifier: TokenVerifier
 ) -> None:
@@ -401,6 +412,28 @@ async def test_while_auth_is_down_the_token_serves_until_it_ends(
         await tokens.get()
     issuing.down = False
     assert await tokens.get() == "token 4"
+
+
+async def test_an_error_that_nobody_expected_while_renewing_is_not_swallowed(
+    clock: ManualClock,
+) -> None:
+    answers: list[Any] = [("token", START + TTL), ValueError("broken")]
+
+    async def issue() -> tuple[str, datetime]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return cast(tuple[str, datetime], answer)
+
+    tokens, told = ServiceTokens(issue, clock), list[dict[str, Any]]()
+    await tokens.get()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    clock.advance(TTL * 0.7)
+    assert await tokens.get() == "token"
+    await asyncio.sleep(0.01)
+    loop.set_exception_handler(None)
+    assert [str(context["exception"]) for context in told] == ["broken"]
 
 
 async def test_one_caller_that_gives_up_does_not_take_the_token_from_the_others(

@@ -6,6 +6,7 @@ import json
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,17 @@ def test_it_stops_in_order_and_finds_its_data_again(platform: Platform) -> None:
     platform.start()
     platform.wait_until_ready()
     assert log_in(platform, user.email) == 200
+
+
+def test_a_stop_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+    starting = Platform(tmp_path / "data", f"127.0.0.1:{free_port()}")
+    starting.start()
+    while not (starting.data / "postgres.pid").exists():
+        assert starting.process.poll() is None, starting.last_lines()
+        time.sleep(0.01)
+
+    assert starting.stop() == 0, starting.last_lines()
+    assert starting.processes() == []
 
 
 def test_it_finds_its_data_again_after_a_kill_of_everything(platform: Platform) -> None:

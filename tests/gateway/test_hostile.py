@@ -43,7 +43,11 @@ def refused(answer: httpx.Response, status: int, code: str = "") -> dict[str, An
 
 
 def faults(answer: httpx.Response) -> dict[str, str]:
-    return {e["pointer"]: e["code"] for e in refused(answer, 422, "invalid")["errors"]}
+    problem = refused(answer, 422)
+    found = {e["pointer"]: e["code"] for e in problem["errors"]}
+    shared = set(found.values())
+    assert problem["code"] == (shared.pop() if len(shared) == 1 else "invalid")
+    return found
 
 
 @pytest.mark.parametrize(
@@ -323,6 +327,14 @@ async def test_a_body_where_none_belongs_may_only_be_empty(platform: Platform) -
     assert faults(await post(platform, b'{"all": true}', logout)) == {"/all": "unknown_field"}
     refused(await post(platform, b"x", logout), 422, "invalid_json")
     refused(await post(platform, b"{}", logout, Content_Type="text/plain"), 415)
+
+
+async def test_a_gzip_body_of_very_many_members_is_refused_before_they_are_all_unpacked(
+    platform: Platform,
+) -> None:
+    # What is left is copied for each member: a million bytes of them took a second.
+    body = gzip.compress(json.dumps(KEY_BODY).encode()) + gzip.compress(b"") * 100
+    refused(await post(platform, body, Content_Encoding="gzip"), 422, "invalid_body")
 
 
 async def test_a_gzip_body_may_have_several_members_and_no_rubbish(platform: Platform) -> None:

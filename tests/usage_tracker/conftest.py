@@ -88,12 +88,12 @@ def arrived() -> MakeArrived:
 def record() -> MakeRecord:
     """Makes a record of ``usage.events`` of events that arrived with one request."""
 
-    def make(*events: Arrived, part: int = 0, number: int = 1) -> Record:
+    def make(*events: Arrived, part: int = 0, number: int = 1, kind: str = EVENTS_TOPIC) -> Record:
         first = events[0]
         data = events_data([e.row for e in events], first.received_at, first.api_key_id)
         envelope = Envelope(
             id=uuid4(),
-            type=EVENTS_TOPIC,
+            type=kind,
             source="usage_tracker",
             timestamp=NOW,
             data=msgspec.msgpack.encode(data),

@@ -96,6 +96,15 @@ def test_a_backslash_before_u0000_is_text_and_not_the_character_nul() -> None:
     assert event.model == "a\\u0000"
 
 
+def test_metadata_are_searched_for_nul_as_deep_as_they_are_read() -> None:
+    for depth in (10, 300, 600, 900, 1200):
+        deep = "[" * depth + '"\\u0000"' + "]" * depth
+
+        assert verdicts(f'{{"events":[{{"metadata":{{"a":{deep}}}}}]}}'.encode()) == [
+            ("invalid_value", "metadata")
+        ]
+
+
 def test_null_means_absent() -> None:
     (event,) = read_batch(
         b'{"events":[{"model":null,"input_tokens":null,"latency_ms":null,"metadata":null}]}'

@@ -12,7 +12,7 @@ from common.events.bus import Record
 from common.events.envelope import encode, envelope_for
 from common.testing import a_project_key, a_user, a_user_key
 from mindweave.account.v1.events_pb2 import OrgDeleted
-from mindweave.project.v1.events_pb2 import ProjectDeleted
+from mindweave.project.v1.events_pb2 import ProjectCreated, ProjectDeleted, ProjectUpdated
 from tests.usage_tracker.conftest import (
     ORG,
     OTHER,
@@ -133,6 +133,22 @@ async def test_a_deleted_project_is_refused_at_once_where_its_event_is_heard(
         await world.evict(Record("platform.events", 0, "1-1", "", value, {}))
 
         assert (await world.send(an_event())).status_code == 422
+
+
+async def test_a_project_that_moved_to_another_team_is_asked_for_again_at_once(
+    world: World,
+) -> None:
+    await world.send(an_event())
+    world.projects.projects[PROJECT] = (ORG, None)
+    for message in (
+        ProjectCreated(project_id=str(PROJECT), org_id=str(ORG)),
+        ProjectUpdated(project_id=str(PROJECT), org_id=str(ORG)),
+    ):
+        value = encode(envelope_for(message, "project", world.clock))
+        await world.evict(Record("platform.events", 0, "1-1", "", value, {}))
+    await world.send(an_event())
+
+    assert [row.team_id for row in world.bus.rows()] == [TEAM.bytes, None]
 
 
 async def test_that_a_project_is_missing_is_never_remembered(world: World) -> None:

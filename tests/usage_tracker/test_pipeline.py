@@ -341,6 +341,30 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
     assert {w.watermarks[0] for _, w in reader.seen if w.watermarks} == {microseconds(at - SKEW)}
 
 
+async def test_an_unexpected_error_is_shown_and_the_relay_goes_on_after_it(
+    bus: RedisStreamsBus,
+    db: Database,
+    arrived: MakeArrived,
+    record: MakeRecord,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader = Reader(bus)
+    async with Tracker(bus, db) as tracker:
+        with monkeypatch.context() as broken:
+            broken.setattr(tracker.store, "unsent", _breaks)
+            await eventually(lambda: not tracker.relay.status().live)
+            assert tracker.relay.status().detail == "ZeroDivisionError"
+        end = await publish(bus, record, arrived())
+        await reader.until(lambda: reader.fresh(end))
+        assert tracker.relay.status().live
+
+    assert reader.events() == 1
+
+
+async def _breaks(*_: object) -> None:
+    raise ZeroDivisionError
+
+
 async def _dies(*_: object) -> None:
     raise Unavailable("killed")
 

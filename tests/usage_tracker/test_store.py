@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,10 +16,8 @@ from common.events.bus import Record
 from common.events.ledger import RecordRefused
 from common.events.ledger.offsets import Fenced, Offsets
 from common.testing import silent_telemetry
-from common.timeseries import partition_days
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.consumer.events import Counted, EventsConsumer
-from services.usage_tracker.consumer.forgetting import Forgetting
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.settling import Arrived
 from services.usage_tracker.store import UsageStore
@@ -311,6 +309,13 @@ async def test_what_cannot_be_read_is_refused_and_stops_the_part(
             await owner.process(broken)
 
 
+async def test_a_record_of_another_kind_is_refused(
+    owner: Owner, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    with pytest.raises(RecordRefused, match=r"usage\.windows"):
+        await owner.process(record(arrived(), kind="usage.windows"))
+
+
 async def test_an_identity_is_exact_to_eight_days_across_partitions(
     db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
 ) -> None:
@@ -325,61 +330,6 @@ async def test_an_identity_is_exact_to_eight_days_across_partitions(
 
     assert (second.events, second.duplicates) == (0, 1)
     assert (third.events, third.duplicates) == (1, 0)
-
-
-async def test_days_are_dropped_by_the_watermark_of_the_slowest_part_and_not_by_the_clock(
-    db: Database, owner: Owner, store: UsageStore, arrived: MakeArrived, record: MakeRecord
-) -> None:
-    forgetting = Forgetting(
-        store, db.clock, partitions=2, raw=timedelta(days=7), ids=timedelta(days=8)
-    )
-    day = datetime(2024, 2, 1, 12, tzinfo=UTC)
-    await owner.process(record(arrived(received_at=day, at=day)))
-
-    async def kept(table: str) -> bool:
-        async with db.session() as connection:
-            return day.date() in await partition_days(connection, table)
-
-    await store.note_watermarks({0: day + timedelta(days=30)})
-    await forgetting.step()
-    assert await kept("events")
-    await store.note_watermarks({1: datetime(2024, 2, 8, 23, 59, tzinfo=UTC)})
-    await forgetting.step()
-    assert await kept("events")
-    await store.note_watermarks({1: datetime(2024, 2, 9, tzinfo=UTC)})
-    await forgetting.step()
-    assert not await kept("events")
-    assert await kept("event_ids")
-    await store.note_watermarks({1: datetime(2024, 2, 10, tzinfo=UTC)})
-    await forgetting.step()
-    assert not await kept("event_ids")
-    assert await total(db, "events") == 1
-
-
-async def test_a_watermark_never_goes_back(db: Database, store: UsageStore) -> None:
-    await store.note_watermarks({0: NOW})
-    await store.note_watermarks({0: NOW - timedelta(hours=1)})
-
-    assert await store.least_watermark(1) == NOW
-    assert await store.least_watermark(2) is None
-
-
-async def test_a_deleted_organization_goes_once_all_it_sent_is_counted(
-    db: Database, owner: Owner, store: UsageStore, arrived: MakeArrived, record: MakeRecord
-) -> None:
-    gone, stays = UUID(int=1), UUID(int=2)
-    await owner.process(record(arrived(org_id=gone), arrived(org_id=stays)))
-    async with db.change(call=None) as change:
-        await store.note_deleted(change, gone, NOW)
-        await store.note_deleted(change, gone, NOW + timedelta(hours=1))
-
-    assert await store.forget_deleted(4, NOW) == 1
-    assert await total(db, "events") == 2
-    assert await store.forget_deleted(4, NOW + timedelta(seconds=1)) == 0
-    found = await contents(db)
-    assert [row[2] for row in found["events"]] == [stays]
-    assert await total(db, "events") == 1
-    assert len(found["event_ids"]) == 2
 
 
 async def test_what_is_unsent_comes_as_the_columns_of_the_contract(
@@ -404,18 +354,6 @@ async def test_what_is_unsent_comes_as_the_columns_of_the_contract(
     assert rest["seq"] == [3]
     await store.sent(0, 3)
     assert await store.unsent(0, 2) is None
-
-
-async def test_days_to_come_have_their_partitions_before_they_begin(
-    db: Database, store: UsageStore
-) -> None:
-    days = [date(2031, 1, 1), date(2031, 1, 2)]
-    await store.prepare_days(days)
-    await store.prepare_days(days)
-
-    async with db.session() as connection:
-        for table in ("events", "event_ids"):
-            assert set(days) <= set(await partition_days(connection, table))
 
 
 async def test_the_look_up_of_identities_uses_their_index(db: Database, store: UsageStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,22 +95,27 @@ def connecting(name: str) -> Iterator[None]:
 @contextmanager
 def using(connection: Connection) -> Iterator[None]:
     """Turns a lost connection, a timeout and a transaction to repeat into Unavailable."""
+    cancellations = _cancellations()
     try:
         yield
     except _ROLLED_BACK as error:
         raise Unavailable(
             "Another change came in between; try again.", code="try_again", retry_after=1
         ) from error
-    except _LOST as error:
-        raise Unavailable(
-            "The database is not available.", code="database_unavailable", retry_after=1
-        ) from error
-    except asyncpg.InterfaceError as error:
-        if not _is_gone(connection):
+    except (*_LOST, asyncpg.InterfaceError) as error:
+        if isinstance(error, asyncpg.InterfaceError) and not _is_gone(connection):
             raise
+        if _cancellations() > cancellations:
+            # The rollback failed, but what ends a cancelled task is its cancellation.
+            raise asyncio.CancelledError from error
         raise Unavailable(
             "The database is not available.", code="database_unavailable", retry_after=1
         ) from error
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 def _is_gone(connection: Connection) -> bool:

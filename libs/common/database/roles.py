@@ -40,7 +40,9 @@ async def bootstrap(admin_dsn: str, service: str, settings: Settings) -> None:
             # A peer that is gone without a word keeps its locks for a minute, not for hours.
             "ALTER ROLE %1$I SET tcp_keepalives_idle = 30;"
             "ALTER ROLE %1$I SET tcp_keepalives_interval = 10;"
-            "ALTER ROLE %1$I SET tcp_keepalives_count = 3",
+            "ALTER ROLE %1$I SET tcp_keepalives_count = 3;"
+            # A statement whose client is gone ends too, with its locks.
+            "ALTER ROLE %1$I SET client_connection_check_interval = '2s'",
             service,
         )
         await _ensure_database(admin, service, owner)

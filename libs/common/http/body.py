@@ -18,6 +18,8 @@ MAX_BODY = 1_000_000
 BODY_SECONDS = 20.0
 
 _UTF8 = frozenset({"utf-8", "utf8", "us-ascii"})
+# What is left of a body is copied for each member.
+_GZIP_MEMBERS = 100
 _GZIP = 31  # zlib's wbits for a gzip header and a window of 32 kB
 _ZSTD_WINDOW = 8 * 1024 * 1024  # RFC 9659
 _OFF_LOOP = 64 * 1024
@@ -103,7 +105,7 @@ def _encoding(fields: list[str], encodings: Collection[str]) -> str:
 def _gunzip(packed: bytes, limit: int) -> bytes:
     parts: list[bytes] = []
     room = limit
-    while packed:
+    while packed and len(parts) < _GZIP_MEMBERS:
         member = zlib.decompressobj(_GZIP)
         try:
             part = member.decompress(packed, room + 1)
@@ -116,6 +118,8 @@ def _gunzip(packed: bytes, limit: int) -> bytes:
             raise _damaged("gzip")
         parts.append(part)
         packed = member.unused_data
+    if packed:
+        raise _damaged(f"gzip of at most {_GZIP_MEMBERS} members")
     return b"".join(parts)
 
 

@@ -22,7 +22,7 @@ from mindweave.auth.v1.events_pb2 import ApiKeyRevoked, UserSessionInvalid
 
 PLATFORM_EVENTS = "platform.events"
 
-_FRESH_SECONDS = 5.0
+_FRESH_SECONDS = 3.0
 _STALE_SECONDS = 60.0
 _ASK_SECONDS = 2.0
 _API_KEY = re.compile(r"mw[up]_[A-Za-z0-9_-]{16,500}")
@@ -31,8 +31,8 @@ _API_KEY = re.compile(r"mw[up]_[A-Za-z0-9_-]{16,500}")
 class Credentials:
     """Tells who sends a request, from its header fields alone.
 
-    A session is asked for at auth every 5 s at most, and stands for 60 s while auth is down; an API
-    key is exchanged for a token of its own, which is used for 5 s, and while auth is down until it
+    A session is asked for at auth every 3 s at most, and stands for 60 s while auth is down; an API
+    key is exchanged for a token of its own, which is used for 3 s, and while auth is down until it
     ends. Both are forgotten when an event says that they ended.
 
     Args:

@@ -17,7 +17,8 @@ from mindweave.team.v1.team_pb2_grpc import TeamServiceStub
 
 Roles = Mapping[UUID, str]
 
-_FRESH = timedelta(seconds=5)
+# A change of a role is in force within 5 s: some of them are left for questions under way.
+_FRESH = timedelta(seconds=3)
 _STANDS = timedelta(seconds=60)
 _REMEMBERED = 10_000
 _ASK_SECONDS = 2.0
@@ -42,7 +43,7 @@ class _Known:
 class AccessResolver:
     """Asks team for a caller's roles and remembers the answer.
 
-    An answer is used for 5 s. That a caller has no role is never remembered. While team is down,
+    An answer is used for 3 s. That a caller has no role is never remembered. While team is down,
     reads go on with an answer of the last 60 s.
     """
 

@@ -214,6 +214,7 @@ class Channel(grpc.aio.Channel):
         self._telemetry = telemetry
         self._tokens = tokens
         self._timeout = timeout
+        self._methods: dict[str, UnaryMethod] = {}
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
 
     def method(self, operation: Operation) -> UnaryMethod:
@@ -223,6 +224,12 @@ class Channel(grpc.aio.Channel):
             LookupError: another service serves it.
             TypeError: it is a stream.
         """
+        known = self._methods.get(operation.full_name)
+        if known is None:
+            known = self._methods[operation.full_name] = self._method(operation)
+        return known
+
+    def _method(self, operation: Operation) -> UnaryMethod:
         if operation.service != self.callee:
             raise LookupError(f"{self.callee} does not serve {operation.name}")
         if operation.streaming:
@@ -231,6 +238,7 @@ class Channel(grpc.aio.Channel):
             operation.full_name,
             request_serializer=None,
             response_deserializer=operation.response_class.FromString,
+            _registered_method=True,
         )
         return UnaryMethod(
             operation,

@@ -19,7 +19,7 @@ class Exchange:
     ``trailing`` the metadata that goes with it.
     """
 
-    __slots__ = ("body", "call", "code", "context", "message", "metadata", "replayed", "trailing")
+    __slots__ = ("body", "call", "code", "context", "message", "metadata", "trailing")
 
     def __init__(
         self, body: bytes, context: grpc.aio.ServicerContext[Any, Any], call: Call
@@ -31,7 +31,6 @@ class Exchange:
         self.message: Message | None = None
         self.code = grpc.StatusCode.OK
         self.trailing: list[tuple[str, str | bytes]] = []
-        self.replayed = False
 
     @property
     def request(self) -> Message:

@@ -171,8 +171,8 @@ class Daemon(ABC):
 
 
 def fits_a_socket(path: Path) -> bool:
-    """Whether a Unix socket can have this path."""
-    return len(str(path).encode()) <= _LONGEST_SOCKET_PATH
+    """Whether a Unix socket can have this path, and a list of hosts can name it."""
+    return len(str(path).encode()) <= _LONGEST_SOCKET_PATH and "," not in str(path)
 
 
 def free_port() -> int:

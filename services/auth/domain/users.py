@@ -86,9 +86,5 @@ def clean_email(address: str) -> str:
 
 
 def email_key(address: str) -> str:
-    """What makes an address one of a kind: two that differ only in case are the same.
-
-    A NUL, which PostgreSQL keeps in no text and no address has, is left out.
-    """
-    folded = clean_email(address).casefold().replace("\0", "")
-    return unicodedata.normalize("NFC", folded)
+    """What makes an address one of a kind: two that differ only in case are the same."""
+    return unicodedata.normalize("NFC", clean_email(address).casefold())

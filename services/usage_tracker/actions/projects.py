@@ -13,7 +13,7 @@ from mindweave.project.v1.project_pb2 import ResolvedProject, ResolveProjectsReq
 from mindweave.project.v1.project_pb2_grpc import ProjectServiceStub
 from services.usage_tracker.domain.judging import Project
 
-FRESH = timedelta(seconds=5)
+FRESH = timedelta(seconds=3)
 STANDS = timedelta(seconds=60)
 _ASK_SECONDS = 2.0
 _PAGE = 500
@@ -23,7 +23,7 @@ _REMEMBERED = 50_000
 class Projects:
     """Asks for projects and remembers the answers.
 
-    An answer is used for 5 s. That a project does not exist is never remembered. While the project
+    An answer is used for 3 s. That a project does not exist is never remembered. While the project
     service is down, an answer of the last 60 s stands.
     """
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from common.clock import Clock
 from common.database import Change
 from common.events.bus import Record
-from common.events.envelope import Envelope, EventRefused, decode, message_of
+from common.events.envelope import Envelope, decode, message_of
 from common.identity.access import AccessResolver
 from common.periodic import Periodic
 from mindweave.account.v1.events_pb2 import OrgDeleted
@@ -20,6 +20,7 @@ from services.usage_tracker.store import UsageStore, days_around
 EVERY = timedelta(seconds=5)
 # By then nobody takes events for a deleted organization any more.
 _LAST_ACCEPTED = timedelta(seconds=10)
+_EVICTING = frozenset({"org.deleted", "project.deleted", "project.updated"})
 
 
 class Forgetting:
@@ -73,10 +74,10 @@ def eviction(projects: Projects, access: AccessResolver) -> Callable[[Record], A
     """Shown every new platform event, it forgets the answers that the event has made untrue."""
 
     async def evict(record: Record) -> None:
-        try:
-            message = message_of(decode(record.value))
-        except EventRefused:
+        envelope = decode(record.value)
+        if envelope.type not in _EVICTING:
             return
+        message = message_of(envelope)
         if isinstance(message, OrgDeleted):
             projects.evict(org_id=UUID(message.org_id))
             access.evict(org_id=UUID(message.org_id))

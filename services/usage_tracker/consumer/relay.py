@@ -88,17 +88,17 @@ class WindowsRelay:
             "mindweave_window_deltas_sent_total", "Deltas of windows sent on."
         ).of()
         self._added = added
-        self._ending = False
+        self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._noted: datetime | None = None
         self._status = PartStatus(ready=True)
 
     async def start(self) -> None:
-        self._ending = False
+        self._ending.clear()
         self._task = asyncio.create_task(self._run(), name=self.name)
 
     async def stop(self) -> None:
-        self._ending = True
+        self._ending.set()
         self._added.set()
         if self._task is not None:
             await self._task
@@ -126,12 +126,12 @@ class WindowsRelay:
 
     async def _run(self) -> None:
         failures = 0
-        while not self._ending:
+        while not self._ending.is_set():
             pause = self._cadence
             try:
                 await self.step()
                 failures = 0
-                self._status = PartStatus(ready=True)
+                self._status = PartStatus(ready=True, lag=0)
             except Unavailable as error:
                 failures += 1
                 pause = self._backoff.delay(failures)
@@ -142,18 +142,15 @@ class WindowsRelay:
                 pause = self._backoff.delay(failures)
                 _logger.exception("windows cannot be sent on")
                 self._status = PartStatus(ready=False, detail=type(error).__name__, live=False)
-            await self._rest(pause, failing=failures > 0)
+            await self._rest(pause, self._ending if failures else self._added)
 
-    async def _rest(self, seconds: float, *, failing: bool) -> None:
-        if not failing:
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._added.wait()
-            except TimeoutError:
-                pass
-            self._added.clear()
-        elif not self._ending:
-            await asyncio.sleep(seconds)
+    async def _rest(self, seconds: float, until: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await until.wait()
+        except TimeoutError:
+            return
+        self._added.clear()
 
     async def _send_deltas(self, part: int) -> None:
         while (columns := await self._store.unsent(part, _BATCH)) is not None:

@@ -143,12 +143,18 @@ def without_nul(event: Event) -> Event | Rejection:
     return event
 
 
-def _holds_nul(value: object) -> bool:
-    if isinstance(value, str):
-        return "\x00" in value
-    if isinstance(value, dict):
-        return any(_holds_nul(k) or _holds_nul(v) for k, v in value.items())
-    return isinstance(value, list) and any(map(_holds_nul, value))
+def _holds_nul(metadata: dict[str, Any]) -> bool:
+    waiting: list[object] = [metadata]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if "\x00" in value:
+                return True
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+    return False
 
 
 def _pieces(body: bytes) -> Sequence[bytes | msgspec.Raw]:

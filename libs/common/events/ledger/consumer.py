@@ -126,10 +126,13 @@ class PartitionConsumer:
         await asyncio.gather(*(tenure.worker.end(_GRACE) for tenure in tenures))
         await cut(*self._tasks)
         try:
-            await asyncio.gather(*(tenure.hint() for tenure in tenures))
             await self._offsets.release([tenure.part for tenure in tenures])
         except Unavailable as error:
             _logger.info("%s: its leases run out by themselves: %s", self.name, error)
+        try:
+            await asyncio.gather(*(tenure.hint() for tenure in tenures))
+        except Unavailable as error:
+            _logger.info("%s: the broker keeps what is applied: %s", self.name, error)
 
     def held(self) -> list[int]:
         """The partitions that this process works on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from protovalidate import Validator
@@ -9,7 +10,7 @@ from protovalidate import Validator
 from common.identity.access import AccessResolver
 from common.identity.tokens import TokenVerifier
 from common.rpc.contract import Operation
-from common.rpc.exchange import Exchange, Handler, Interceptor, Judge
+from common.rpc.exchange import Check, Exchange, Handler, Interceptor, Judge
 from common.rpc.interceptors.caller import Caller
 from common.rpc.interceptors.conditions import note_expected_version, tell_version
 from common.rpc.interceptors.deadline import Deadline
@@ -47,27 +48,30 @@ def guarded(operation: Operation, handler: Handler, guards: Guards) -> Handler:
     """The handler of an operation, behind everything that stands before it.
 
     A call is judged in the order of api.md: who calls (401), the request's shape (422), whether
-    the caller may (404, 403), then the handler (409, 412).
+    the caller may (404, 403), then the handler (409, 412). The repeat of a call that was answered
+    is not judged again by what has changed since: it may have deleted its own organization.
     """
     permission = Permission(guards.access)
     judges: tuple[Judge, ...] = (
         Caller(guards.verifier),
         Principals(guards.verifier),
         Validation(guards.validator),
-        permission,
     )
-    judged = (judge.check(operation) for judge in judges)
-    checks = (*filter(None, judged), note_expected_version)
-    once = Idempotency(guards.find_answer).wrap(operation, handler)
-    served = permission.wrap(operation, once)
+    shaped = tuple(filter(None, (judge.check(operation) for judge in judges)))
+    allowed = (permission.check(operation), note_expected_version)
+    handled = permission.wrap(operation, handler)
+
+    async def served(exchange: Exchange) -> bytes:
+        await _pass(allowed, exchange)
+        answer = await handled(exchange)
+        demand_authorized(operation, exchange)
+        return answer
+
+    once = Idempotency(guards.find_answer).wrap(operation, served)
 
     async def judged_first(exchange: Exchange) -> bytes:
-        for check in checks:
-            waiting = check(exchange)
-            if waiting is not None:
-                await waiting
-        answer = await served(exchange)
-        demand_authorized(operation, exchange)
+        await _pass(shaped, exchange)
+        answer = await once(exchange)
         tell_version(exchange)
         return answer
 
@@ -81,3 +85,10 @@ def guarded(operation: Operation, handler: Handler, guards: Guards) -> Handler:
     for interceptor in reversed(around):
         whole = interceptor.wrap(operation, whole)
     return whole
+
+
+async def _pass(checks: Iterable[Check], exchange: Exchange) -> None:
+    for check in checks:
+        waiting = check(exchange)
+        if waiting is not None:
+            await waiting

@@ -40,7 +40,6 @@ class Idempotency:
             )
             if answer is None:
                 return None
-            exchange.replayed = True
             exchange.trailing.append((REPLAYED, "1"))
             call.etag = answer.etag
             return answer.message

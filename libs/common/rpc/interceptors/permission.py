@@ -107,7 +107,7 @@ def demand_authorized(operation: Operation, exchange: Exchange) -> None:
     Raises:
         RuntimeError: so it is; an error of ours.
     """
-    if not (exchange.call.authorized or exchange.replayed):
+    if not exchange.call.authorized:
         raise RuntimeError(f"{operation.name} did not authorize what it found")
 
 

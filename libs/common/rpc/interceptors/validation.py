@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from google.protobuf.message import DecodeError
+from collections.abc import Iterator
+
+from google.protobuf.message import DecodeError, Message
 from protovalidate import Validator, Violation
 
 from common.errors import FieldError, Invalid
@@ -28,6 +30,8 @@ class Validation:
             violations = violations_of(message)
             if violations:
                 raise invalid(violations)
+            if b"\0" in exchange.body and (fields := list(_holding_nul(message))):
+                raise _naming(fields)
             exchange.message = message
 
         return check
@@ -35,7 +39,10 @@ class Validation:
 
 def invalid(violations: list[Violation]) -> Invalid:
     """The error that names every field that breaks a rule."""
-    fields = [_field_error(violation) for violation in violations]
+    return _naming([_field_error(violation) for violation in violations])
+
+
+def _naming(fields: list[FieldError]) -> Invalid:
     names = ", ".join(dict.fromkeys(field.pointer for field in fields))
     return Invalid(f"These fields are not valid: {names}.", fields=fields)
 
@@ -48,6 +55,18 @@ def _field_error(violation: Violation) -> FieldError:
         code="missing_field" if required else "invalid_value",
         message=told.message or told.rule_id,
     )
+
+
+def _holding_nul(message: Message, above: str = "") -> Iterator[FieldError]:
+    """The texts that hold a NUL, which PostgreSQL keeps in none."""
+    for field, held in message.ListFields():
+        here = f"{above}/{field.name}"
+        each = [(f"{here}/{i}", one) for i, one in enumerate(held)] if field.is_repeated else []
+        for pointer, one in each or [(here, held)]:
+            if isinstance(one, Message):
+                yield from _holding_nul(one, pointer)
+            elif isinstance(one, str) and "\0" in one:
+                yield FieldError(pointer, "invalid_value", "must not hold U+0000")
 
 
 def _pointer(violation: Violation) -> str:

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from common.clock import SystemClock
+from common.database import Database, Scope, bootstrap, migrate, pending
+from common.errors import Unavailable
+from common.settings import Settings, load_settings
+from common.testing import sealer_of, silent_telemetry
+from fleet.embedded import Postgres
+from tests.common.waiting import eventually
+
+pytestmark = pytest.mark.store
+
+NAME = "plain"
+MIGRATION = """
+CREATE TABLE notes (id int PRIMARY KEY, label text);
+CREATE TABLE kinds (id uuid, at timestamptz, day date, tree jsonb, raw bytea, ids uuid[]);
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("migrations")
+    (folder / "0001_notes.sql").write_text(MIGRATION)
+    return folder
+
+
+@pytest.fixture(scope="module")
+async def db(service_database: Callable[..., Awaitable[Database]], folder: Path) -> Database:
+    return await service_database(NAME, folder)
+
+
+@pytest.fixture(autouse=True)
+async def _no_notes(db: Database) -> None:
+    async with db.change(Scope()) as change:
+        await change.connection.execute("DELETE FROM notes")
+
+
+async def opened(dsn: str, settings: Settings, **options: Any) -> Database:
+    given: dict[str, Any] = {
+        "name": NAME,
+        "size": 2,
+        "clock": SystemClock(),
+        "sealer": sealer_of(settings, NAME),
+        "telemetry": silent_telemetry(NAME),
+    }
+    return await Database.open(dsn, **given | options)
+
+
+async def labels(db: Database) -> list[str]:
+    async with db.read(Scope()) as connection:
+        return [r["label"] for r in await connection.fetch("SELECT label FROM notes ORDER BY id")]
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
+    """A server that the test may end."""
+    server = Postgres(tmp_path / "postgres", "password")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def own_database(own_postgres: Postgres, folder: Path) -> AsyncIterator[Database]:
+    own = load_settings(secret="x" * 40, database_url=own_postgres.admin_dsn)
+    await bootstrap(own_postgres.admin_dsn, NAME, own)
+    await migrate(own.owner_dsn(NAME), NAME, folder)
+    database = await opened(own.runtime_dsn(NAME), own)
+    yield database
+    await database.close()
+
+
+async def nobody(sleeps: Awaitable[bool]) -> bool:
+    return not await sleeps
+
+
+async def asleep(db: Database) -> bool:
+    async with db.session() as connection:
+        found: bool = await connection.fetchval(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        )
+    return found
+
+
+async def test_a_cancelled_change_is_rolled_back_and_its_connection_serves_again(
+    db: Database,
+) -> None:
+    async def endless() -> None:
+        async with db.change(Scope()) as change:
+            await change.connection.execute("INSERT INTO notes VALUES (1, 'lost')")
+            await change.connection.execute("SELECT pg_sleep(60)")
+
+    for _ in range(5):
+        task = asyncio.create_task(endless())
+        await eventually(lambda: asleep(db))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await labels(db) == []
+
+
+async def test_a_cancelled_task_ends_as_such_though_its_rollback_failed(db: Database) -> None:
+    async def doomed() -> None:
+        async with db.session():
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise ConnectionResetError from None
+
+    task = asyncio.create_task(doomed())
+    await eventually(lambda: db.pool.get_idle_size() < db.pool.get_size())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await db.ping()
+
+
+async def test_a_client_that_is_gone_leaves_no_statement_behind(db: Database) -> None:
+    own = await db.connect()
+    statement = asyncio.create_task(own.execute("SELECT pg_sleep(60)"))
+    await eventually(lambda: asleep(db))
+    own.terminate()
+    with pytest.raises(asyncpg.PostgresConnectionError):
+        await statement
+    await eventually(lambda: nobody(asleep(db)))
+
+
+async def test_a_connection_that_is_lost_in_a_change_makes_it_unavailable(db: Database) -> None:
+    with pytest.raises(Unavailable) as caught:
+        async with db.change(Scope()) as change:
+            await change.connection.execute(
+                "INSERT INTO notes VALUES (1, 'lost');SELECT pg_terminate_backend(pg_backend_pid())"
+            )
+    assert caught.value.code == "database_unavailable"
+    assert await labels(db) == []
+    await db.ping()
+
+
+async def test_a_pool_without_a_free_connection_is_unavailable(
+    db: Database, settings: Settings
+) -> None:
+    small = await opened(settings.runtime_dsn(NAME), settings, size=1)
+    try:
+        async with small.read(Scope()):
+            with pytest.raises(Unavailable):
+                await small.ping()
+        await small.ping()
+    finally:
+        await small.close()
+
+
+async def test_a_database_that_is_killed_is_unavailable_and_comes_back_without_a_restart(
+    own_postgres: Postgres, own_database: Database, folder: Path
+) -> None:
+    async with own_database.change(Scope()) as change:
+        await change.connection.execute("INSERT INTO notes VALUES (1, 'kept')")
+    process = own_postgres.process
+    assert process is not None
+
+    async def cut_off() -> None:
+        async with own_database.change(Scope()) as change:
+            await change.connection.execute("INSERT INTO notes VALUES (2, 'lost')")
+            process.send_signal(signal.SIGKILL)
+            await asyncio.to_thread(process.wait)
+            await change.connection.execute("INSERT INTO notes VALUES (3, 'lost')")
+
+    with pytest.raises(Unavailable):
+        await cut_off()
+    with pytest.raises(Unavailable) as caught:
+        await own_database.ping()
+    assert caught.value.retry_after
+    await asyncio.to_thread(own_postgres.start)
+    await own_database.ping()
+    assert await labels(own_database) == ["kept"]
+    assert await pending(own_database, folder) == []
+
+
+async def test_a_pool_can_be_opened_before_its_database_is_up(
+    own_postgres: Postgres, folder: Path
+) -> None:
+    own = load_settings(secret="x" * 40, database_url=own_postgres.admin_dsn)
+    await bootstrap(own_postgres.admin_dsn, NAME, own)
+    own_postgres.stop()
+    database = await opened(own.runtime_dsn(NAME), own)
+    try:
+        with pytest.raises(Unavailable):
+            await database.ping()
+        await asyncio.to_thread(own_postgres.start)
+        await database.ping()
+        missing = await pending(database, folder)
+        assert missing[:2] == ["kit/0001_kit.sql", f"{NAME}/0001_notes.sql"]
+    finally:
+        await database.close()
+
+
+async def test_a_server_that_says_nothing_is_unavailable(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        database = await opened(f"postgresql://x:y@127.0.0.1:{port}/x", settings)
+        try:
+            with pytest.raises(Unavailable):
+                await database.ping()
+        finally:
+            await database.close()
+
+
+async def test_a_statement_that_does_not_end_is_cancelled(db: Database) -> None:
+    with pytest.raises(Unavailable):
+        async with db.read(Scope()) as connection:
+            await connection.fetchval("SELECT pg_sleep(60)", timeout=0.1)
+    await eventually(lambda: nobody(asleep(db)))
+
+
+async def test_closing_ends_what_does_not_end_by_itself(
+    db: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.database.pool.COMMAND_TIMEOUT", 0.05)
+    database = await opened(settings.runtime_dsn(NAME), settings)
+
+    async def outlive() -> None:
+        async with database.read(Scope()) as connection:
+            await database.close()
+            await connection.fetchval("SELECT 1")
+
+    with pytest.raises(Unavailable):
+        await outlive()
+    with pytest.raises(Unavailable):
+        await database.ping()

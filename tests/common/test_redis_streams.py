@@ -1,0 +1,213 @@
+"""What the driver on streams adds to the contract: its keys, its memory, its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+import redis.asyncio
+
+from common.events.bus import BusFull, BusUnavailable, OffsetLost, Outgoing, Record
+from common.events.redis_streams import RedisStreamsBus
+from common.testing import silent_telemetry
+from tests.common.brokers import RedisStreams
+from tests.common.waiting import eventually
+
+pytestmark = pytest.mark.bus
+
+KILOBYTE = 1024
+MEGABYTE = 1024 * KILOBYTE
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisStreams]:
+    server = RedisStreams(tmp_path_factory.mktemp("streams"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def server(broker: RedisStreams) -> AsyncIterator[redis.asyncio.Redis]:
+    """The server itself."""
+    client = redis.asyncio.Redis.from_url(broker.address)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def bus(broker: RedisStreams) -> AsyncIterator[RedisStreamsBus]:
+    bus = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), lease=1.0)
+    yield bus
+    await bus.stop()
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"topic-{uuid4().hex[:12]}"
+
+
+async def test_the_numbers_of_a_partition_have_no_gaps(bus: RedisStreamsBus, topic: str) -> None:
+    await bus.declare(topic, 2, ["readers"])
+    tokens: list[str] = []
+    for size in (1, 5, 3):
+        tokens += await bus.publish(topic, [Outgoing(b"x", partition=1)] * size)
+        await bus.publish(topic, [Outgoing(b"x", partition=0)])
+    assert [int(token.split("-")[1]) for token in tokens] == list(range(1, 10))
+    times = [int(token.split("-")[0]) for token in tokens]
+    assert times == sorted(times)
+
+
+async def test_a_record_taken_out_of_the_middle_is_noticed(
+    bus: RedisStreamsBus, server: redis.asyncio.Redis, topic: str
+) -> None:
+    await bus.declare(topic, 1, ["ledger"])
+    tokens = await bus.publish(topic, [Outgoing(b"x")] * 6)
+    await server.xdel(f"mw:{topic}:0", tokens[3])
+    with pytest.raises(OffsetLost):
+        await bus.fetch(topic, 0, tokens[1], max_records=6, wait=0)
+    with pytest.raises(OffsetLost):
+        await bus.fetch(topic, 0, tokens[2], max_records=6, wait=0)
+    assert len(await bus.fetch(topic, 0, tokens[3], max_records=6, wait=0)) == 2
+
+
+async def test_a_partition_that_does_not_exist_is_refused(bus: RedisStreamsBus, topic: str) -> None:
+    await bus.declare(topic, 2)
+    with pytest.raises(ValueError, match="has 2 partitions"):
+        await bus.publish(topic, [Outgoing(b"x", partition=0), Outgoing(b"x", partition=2)])
+    assert await bus.end(topic, 0) is None
+
+
+async def test_committed_records_make_room_after_a_while(
+    bus: RedisStreamsBus, server: redis.asyncio.Redis, topic: str
+) -> None:
+    await bus.declare(topic, 1, ["one", "other"])
+    large = Outgoing(bytes(8 * KILOBYTE))
+    tokens = await bus.publish(topic, [large] * 50)
+    for group in ("one", "other"):
+        await bus.commit(topic, 0, group, tokens[-1])
+    assert await server.xlen(f"mw:{topic}:0") == 50
+
+    async def trimmed() -> bool:
+        (token,) = await bus.publish(topic, [large])
+        for group in ("one", "other"):
+            await bus.commit(topic, 0, group, token)
+        return bool(await server.xlen(f"mw:{topic}:0") < 50)
+
+    await eventually(trimmed)
+    assert await bus.lag(topic, "one") == 0
+
+
+@pytest.fixture
+async def little_memory(server: redis.asyncio.Redis) -> AsyncIterator[None]:
+    """Lets the server have four megabytes more than it has now."""
+    used: Any = (await server.info("memory"))["used_memory"]
+    await server.config_set("maxmemory", used + 4 * MEGABYTE)
+    yield
+    await server.config_set("maxmemory", 0)
+
+
+async def fill(bus: RedisStreamsBus, topic: str) -> list[str]:
+    """Publish to partition 0 until the broker is full; the tokens."""
+    tokens: list[str] = []
+    while True:
+        try:
+            tokens += await bus.publish(topic, [Outgoing(bytes(100 * KILOBYTE), partition=0)])
+        except BusFull:
+            return tokens
+
+
+@pytest.mark.usefixtures("little_memory")
+async def test_a_server_without_memory_is_full_and_goes_on_after_a_commit(
+    bus: RedisStreamsBus, topic: str
+) -> None:
+    await bus.declare(topic, 2, ["ledger"])
+    value = bytes(100 * KILOBYTE)
+    tokens = await fill(bus, topic)
+    both = [Outgoing(value, partition=p) for p in (1, 0)]
+    with pytest.raises(BusFull):
+        await bus.publish(topic, both)
+    assert await bus.end(topic, 1) is None
+
+    seen: list[str] = []
+    while batch := await bus.fetch(topic, 0, seen[-1] if seen else None, max_records=10, wait=0):
+        seen += [record.token for record in batch]
+    assert seen == tokens
+    await bus.commit(topic, 0, "ledger", tokens[-1])
+    await bus.publish(topic, both)
+    assert len(await bus.fetch(topic, 0, tokens[-1], max_records=5, wait=0)) == 1
+
+
+@pytest.mark.usefixtures("little_memory")
+async def test_a_group_takes_over_and_works_on_while_the_server_has_no_memory(
+    bus: RedisStreamsBus, topic: str
+) -> None:
+    await bus.declare(topic, 1, ["readers"])
+    published = len(await fill(bus, topic))
+    seen: list[Record] = []
+
+    async def handle(record: Record) -> None:
+        seen.append(record)
+
+    subscription = bus.subscribe([topic], "readers", handle)
+    await subscription.start()
+    await eventually(lambda: len(seen) == published)
+    await subscription.stop()
+    assert await bus.lag(topic, "readers") == 0
+    await bus.publish(topic, [Outgoing(bytes(100 * KILOBYTE))])
+
+
+async def test_a_server_that_does_not_answer_is_unavailable(
+    bus: RedisStreamsBus, server: redis.asyncio.Redis, topic: str
+) -> None:
+    await bus.declare(topic, 1)
+    process = psutil.Process((await server.info("server"))["process_id"])
+    process.send_signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(BusUnavailable):
+                await bus.publish(topic, [Outgoing(b"x")])
+    finally:
+        process.send_signal(signal.SIGCONT)
+    await bus.ping()
+
+
+async def test_a_wrong_password_is_unavailable(broker: RedisStreams) -> None:
+    bus = RedisStreamsBus(
+        broker.address.replace("password", "another"), telemetry=silent_telemetry()
+    )
+    with pytest.raises(BusUnavailable):
+        await bus.ping()
+    await bus.stop()
+
+
+async def test_more_callers_than_connections_are_all_served(
+    bus: RedisStreamsBus, server: redis.asyncio.Redis, topic: str
+) -> None:
+    await bus.declare(topic, 4)
+    await asyncio.gather(*(bus.publish(topic, [Outgoing(b"x", key=str(n))]) for n in range(300)))
+    assert sum([await server.xlen(f"mw:{topic}:{p}") for p in range(4)]) == 300
+    assert (await server.info("clients"))["connected_clients"] < 50
+
+
+async def test_a_cancelled_fetch_ends_at_once_and_spoils_no_connection(
+    bus: RedisStreamsBus, topic: str
+) -> None:
+    await bus.declare(topic, 1, ["ledger"])
+    tokens = await bus.publish(topic, [Outgoing(b"x")] * 3)
+    for moment in range(200):
+        fetching = asyncio.create_task(
+            bus.fetch(topic, 0, tokens[-1], max_records=3, wait=0.001 * (moment % 5))
+        )
+        for _ in range(moment % 40):
+            await asyncio.sleep(0)
+        fetching.cancel()
+        await asyncio.wait([fetching])
+        assert fetching.cancelled() or fetching.result() == []
+    assert len(await bus.fetch(topic, 0, None, max_records=3, wait=0)) == 3
+    assert await bus.end(topic, 0) == tokens[-1]

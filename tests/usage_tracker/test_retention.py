@@ -1,0 +1,138 @@
+"""What goes and when: by what has been counted, never by the clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from common.database import Database
+from common.events.envelope import envelope_for
+from common.testing import ManualClock, silent_telemetry
+from common.timeseries import partition_days
+from mindweave.account.v1.events_pb2 import OrgDeleted
+from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.consumer.events import EventsConsumer
+from services.usage_tracker.consumer.forgetting import Forgetting
+from services.usage_tracker.domain.pricing import PriceBook
+from services.usage_tracker.domain.settling import Arrived
+from services.usage_tracker.store import UsageStore
+from tests.usage_tracker.conftest import NOW, MakeArrived, MakeRecord
+
+pytestmark = pytest.mark.store
+
+RAW, IDS = timedelta(days=7), timedelta(days=8)
+Count = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+async def db(service_database: Callable[[str], Awaitable[Database]]) -> Database:
+    return await service_database("usage_tracker")
+
+
+@pytest.fixture(autouse=True)
+async def _empty(db: Database) -> None:
+    async with db.session() as connection:
+        for table in ("events", "event_ids", "deltas", "parts", "relays", "deleted_orgs"):
+            await connection.execute(f"DELETE FROM {table}")
+
+
+@pytest.fixture
+def store(db: Database) -> UsageStore:
+    return UsageStore(db)
+
+
+@pytest.fixture
+def count(db: Database, store: UsageStore, record: MakeRecord) -> Count:
+    """Counts events in part 0."""
+    worker = EventsConsumer(
+        Accounting(store, PriceBook.bundled(), IDS), db, silent_telemetry(), asyncio.Event()
+    )
+
+    async def run(*events: Arrived) -> None:
+        async with db.session() as connection, connection.transaction():
+            await worker.apply(connection, 0, [record(*events)])
+
+    return run
+
+
+async def counted(db: Database) -> int:
+    async with db.session() as connection:
+        return int(await connection.fetchval("SELECT coalesce(sum(events), 0) FROM deltas"))
+
+
+async def test_days_are_dropped_by_the_watermark_of_the_slowest_part_and_not_by_the_clock(
+    db: Database, store: UsageStore, count: Count, arrived: MakeArrived
+) -> None:
+    forgetting = Forgetting(store, db.clock, partitions=2, raw=RAW, ids=IDS)
+    day = datetime(2024, 2, 1, 12, tzinfo=UTC)
+    await count(arrived(received_at=day, at=day))
+
+    async def kept(table: str) -> bool:
+        async with db.session() as connection:
+            return day.date() in await partition_days(connection, table)
+
+    await store.note_watermarks({0: day + timedelta(days=30)})
+    await forgetting.step()
+    assert await kept("events")
+    await store.note_watermarks({1: datetime(2024, 2, 8, 23, 59, tzinfo=UTC)})
+    await forgetting.step()
+    assert await kept("events")
+    await store.note_watermarks({1: datetime(2024, 2, 9, tzinfo=UTC)})
+    await forgetting.step()
+    assert not await kept("events")
+    assert await kept("event_ids")
+    await store.note_watermarks({1: datetime(2024, 2, 10, tzinfo=UTC)})
+    await forgetting.step()
+    assert not await kept("event_ids")
+    assert await counted(db) == 1
+
+
+async def test_a_watermark_never_goes_back(store: UsageStore) -> None:
+    await store.note_watermarks({0: NOW})
+    await store.note_watermarks({0: NOW - timedelta(hours=1)})
+
+    assert await store.least_watermark(1) == NOW
+    assert await store.least_watermark(2) is None
+
+
+async def test_a_deleted_organization_goes_once_all_it_sent_is_counted(
+    db: Database, store: UsageStore, count: Count, arrived: MakeArrived
+) -> None:
+    gone, stays = UUID(int=1), UUID(int=2)
+    forgetting = Forgetting(store, db.clock, partitions=1, raw=RAW, ids=IDS)
+    await count(arrived(org_id=gone), arrived(org_id=stays))
+    message = OrgDeleted(org_id=str(gone))
+    for _ in range(2):
+        async with db.change(call=None) as change:
+            envelope = envelope_for(message, "account", ManualClock(NOW))
+            await forgetting.org_deleted(change, message, envelope)
+
+    assert await forgetting.step() == 0
+    assert await counted(db) == 2
+    await store.note_watermarks({0: NOW + timedelta(seconds=10)})
+    assert await forgetting.step() == 1
+    assert await counted(db) == 2
+    await store.note_watermarks({0: NOW + timedelta(seconds=11)})
+    assert await forgetting.step() == 0
+    assert await counted(db) == 1
+    async with db.session() as connection:
+        raw = await connection.fetch("SELECT org_id FROM events")
+        ids = await connection.fetchval("SELECT count(*) FROM event_ids")
+    assert [row["org_id"] for row in raw] == [stays]
+    assert ids == 2
+
+
+async def test_days_to_come_have_their_partitions_before_they_begin(
+    db: Database, store: UsageStore
+) -> None:
+    days = [date(2031, 1, 1), date(2031, 1, 2)]
+    await store.prepare_days(days)
+    await store.prepare_days(days)
+
+    async with db.session() as connection:
+        for table in ("events", "event_ids"):
+            assert set(days) <= set(await partition_days(connection, table))
