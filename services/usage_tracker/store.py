@@ -57,7 +57,7 @@ class UsageStore:
         self, connection: Connection, part: int, arrived: Sequence[Arrived], since: datetime
     ) -> dict[Identity, First]:
         """The latest acceptance, not before ``since``, of each identity that was accepted."""
-        # One probe of the index for each, whatever the planner thinks of so many.
+        # So many probes look costly enough to the planner to compile them anew for each batch.
         await connection.execute("SET LOCAL jit = off")
         rows = await connection.fetch(
             """
@@ -193,7 +193,9 @@ class UsageStore:
     async def forget_deleted(self, parts: int, before: datetime) -> int:
         """Remove raw events and windows of the organizations deleted before a time.
 
-        Their identities stay for their days, for they tell of nothing but that ids were seen.
+        Both go together, so that whatever stays agrees. Identities stay for their days: they tell
+        of nothing but ids, and a repeat must not become a first acceptance. Numbers of deltas are
+        never used again, and who applies deltas minds no gaps.
 
         Returns:
             The organizations whose time has not come yet.

@@ -253,6 +253,25 @@ def test_the_asyncapi_document_describes_what_is_sent(message: Any) -> None:
         assert not validator.is_valid(broken)
 
 
+def test_every_kind_of_field_has_its_json_type() -> None:
+    def types(message: Any) -> dict[str, Any]:
+        properties: dict[str, Any] = asyncapi.schema(message.DESCRIPTOR)["properties"]
+        return {name: p.get("format", p["type"]) for name, p in properties.items()}
+
+    operation = types(Operation)
+    assert operation["public"] == "boolean"
+    assert operation["success_status"] == "integer"
+    assert operation["tenant"] == "string"
+    assert types(DoubleValue) == {"value": "number"}
+    assert types(UsageUnpriced)["first_at"] == "date-time"
+    assert types(UsageConflict) == {"org_id": "uuid", "events": "string", "event_ids": "array"}
+    nested = asyncapi.schema(FileDescriptorSet.DESCRIPTOR)["properties"]["file"]["items"]
+    assert nested["properties"]["name"] == {"type": "string"}
+    limited = asyncapi.schema(CreateProjectRequest.DESCRIPTOR)["properties"]["name"]
+    assert limited["minLength"] == 1
+    assert limited["maxLength"] == 200
+
+
 def test_the_asyncapi_document_names_every_topic_and_type() -> None:
     document = asyncapi.document()
     assert set(document["components"]["messages"]) == set(event_types())

@@ -26,9 +26,7 @@ from common.rpc.contract import operations
 from common.telemetry import bind_correlation_id, correlation_id
 from common.testing import Signer, a_user, silent_telemetry
 from mindweave.account.v1.account_pb2 import CreateOrgRequest
-from mindweave.auth.v1.auth_pb2 import (
-    GetJwksRequest,
-)
+from mindweave.auth.v1.auth_pb2 import GetJwksRequest
 from mindweave.team.v1.team_pb2 import (
     CloseOrgRequest,
     ListMembersResponse,

@@ -96,6 +96,14 @@ async def test_a_session_that_has_ended_is_a_401(platform: Platform) -> None:
     assert answer.json()["code"] == "session_ended"
 
 
+async def test_a_session_that_was_just_logged_out_is_not_remembered(platform: Platform) -> None:
+    headers = {"Authorization": f"Bearer {platform.token(a_user())}"}
+    assert (await platform.http.get("/auth/me", headers=headers)).status_code == 200
+    assert (await platform.http.post("/auth/logout", headers=headers)).status_code == 204
+    platform.services["auth"].replies["CheckSession"] = NotFound()
+    assert (await platform.http.get("/auth/me", headers=headers)).status_code == 401
+
+
 @pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
 async def test_an_api_key_is_taken_in_both_fields(platform: Platform, header: str) -> None:
     key = "mwu_" + uuid4().hex

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -68,7 +69,7 @@ def _channel(topic: str, events: Sequence[EventType]) -> _Schema:
 
 def _message(event: EventType, comments: _Comments) -> _Schema:
     summary = comments.get(event.descriptor.full_name)
-    data = {"type": {"const": event.type}, "data": _object(event.descriptor, comments)}
+    data = {"type": {"const": event.type}, "data": schema(event.descriptor, comments)}
     return {
         "name": event.type,
         **({"summary": summary} if summary else {}),
@@ -100,7 +101,13 @@ def _envelope() -> _Schema:
     return _closed(properties)
 
 
-def _object(descriptor: Descriptor, comments: _Comments) -> _Schema:
+def schema(descriptor: Descriptor, comments: _Comments = MappingProxyType({})) -> _Schema:
+    """The JSON schema of a message, as protobuf's JSON shows it with every field filled in.
+
+    Args:
+        descriptor: the message's.
+        comments: descriptions by the full name of a message or field.
+    """
     fields = {f.name: _field(f, comments) for f in descriptor.fields}
     rules = {f.name: f.GetOptions().Extensions[validate_pb2.field] for f in descriptor.fields}
     needed = [f.name for f in descriptor.fields if not f.has_presence or rules[f.name].required]
@@ -119,20 +126,20 @@ def _closed(properties: _Schema, required: Sequence[str] | None = None) -> _Sche
 def _field(field: FieldDescriptor, comments: _Comments) -> _Schema:
     rules = field.GetOptions().Extensions[validate_pb2.field]
     if field.is_repeated:
-        schema: _Schema = {"type": "array", "items": _single(field, rules.repeated.items, comments)}
+        found: _Schema = {"type": "array", "items": _single(field, rules.repeated.items, comments)}
         if rules.repeated.HasField("max_items"):
-            schema["maxItems"] = rules.repeated.max_items
+            found["maxItems"] = rules.repeated.max_items
     else:
-        schema = _single(field, rules, comments)
+        found = _single(field, rules, comments)
     comment = comments.get(field.full_name)
-    return {**schema, "description": comment} if comment else schema
+    return {**found, "description": comment} if comment else found
 
 
 def _single(field: FieldDescriptor, rules: validate_pb2.FieldRules, comments: _Comments) -> _Schema:
     if field.message_type is not None:
         if field.message_type.full_name == _TIMESTAMP:
             return {"type": "string", "format": "date-time"}
-        return _object(field.message_type, comments)
+        return schema(field.message_type, comments)
     if field.cpp_type in _LONGS:
         return {"type": "string", "pattern": "^-?[0-9]+$"}
     if field.cpp_type in _INTEGERS:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -234,7 +234,8 @@ class Channel(grpc.aio.Channel):
             raise LookupError(f"{self.callee} does not serve {operation.name}")
         if operation.streaming:
             raise _streams(operation.name)
-        bare = self._channel.unary_unary(
+        # Registered as generated stubs do it; the type stubs are older than that.
+        bare = cast(Any, self._channel).unary_unary(
             operation.full_name,
             request_serializer=None,
             response_deserializer=operation.response_class.FromString,

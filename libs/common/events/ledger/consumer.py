@@ -122,15 +122,14 @@ class PartitionConsumer:
 
     async def stop(self) -> None:
         self._stopping = True
-        tenures = list(self._tenures.values())
-        await asyncio.gather(*(tenure.worker.end(_GRACE) for tenure in tenures))
+        await asyncio.gather(*(t.worker.end(_GRACE) for t in self._tenures.values()))
         await cut(*self._tasks)
         try:
-            await self._offsets.release([tenure.part for tenure in tenures])
+            await self._offsets.release(range(self._parts))
         except Unavailable as error:
             _logger.info("%s: its leases run out by themselves: %s", self.name, error)
         try:
-            await asyncio.gather(*(tenure.hint() for tenure in tenures))
+            await asyncio.gather(*(tenure.hint() for tenure in self._tenures.values()))
         except Unavailable as error:
             _logger.info("%s: the broker keeps what is applied: %s", self.name, error)
 
@@ -166,7 +165,9 @@ class PartitionConsumer:
                     self._parts = await self._bus.partitions(self._topic)
                     await self._bus.declare(self._topic, self._parts, [self._group])
                 await self._hold()
-            except (Unavailable, TopicUnknown) as error:
+            except Exception as error:
+                if not isinstance(error, Unavailable | TopicUnknown):
+                    _logger.exception("%s cannot hold its partitions", self.name)
                 failures += 1
                 self._trouble = f"{type(error).__name__}: {error}"
                 await asyncio.sleep(_RETRY.delay(failures))
@@ -176,6 +177,9 @@ class PartitionConsumer:
 
     async def _hold(self) -> None:
         """Renew what is held, give up what was lost, take what is free."""
+        if self._stopping:
+            await self._offsets.renew(self._tenures)
+            return
         for part, tenure in list(self._tenures.items()):
             if not tenure.worker.running:
                 self._end(part, tenure)
@@ -185,8 +189,6 @@ class PartitionConsumer:
                 _logger.warning("%s/%d is another's now", self._topic, part)
                 await tenure.worker.cut()
                 self._end(part, tenure)
-        if self._stopping:
-            return
         for part in range(self._parts):
             if part not in self._tenures and part not in self._stopped:
                 await self._take(part)
@@ -194,7 +196,7 @@ class PartitionConsumer:
     async def _take(self, part: int) -> None:
         birth = await self._bus.birth(self._topic, part)
         holding = await self._offsets.take(part, birth)
-        if holding is not None:
+        if holding is not None and not self._stopping:
             tenure = Tenure(self._work, part, holding)
             self._tenures[part] = tenure
             tenure.worker.start(tenure.run(), ended=self._wake.set)

@@ -90,7 +90,9 @@ class GroupSubscription:
                 if self._trouble:
                     await self._prepare()
                 await self._hold()
-            except (BusUnavailable, TopicUnknown) as error:
+            except Exception as error:
+                if not isinstance(error, BusUnavailable | TopicUnknown):
+                    _logger.exception("%s cannot hold its partitions", self.name)
                 failures += 1
                 self._trouble = f"{type(error).__name__}: {error}"
                 pause = _RECONNECT.delay(failures)
@@ -116,9 +118,9 @@ class GroupSubscription:
         answer = await self._bus.broker.script(
             scripts.LEASE, self._leases(), [self._owner, int(self._lease * 1000)]
         )
-        self._held_until = asked + self._lease
         held = {part for part, mine in zip(self._parts, answer, strict=True) if mine}
         await self._cut([part for part in self._readers if part not in held])
+        self._held_until = asked + self._lease
         for part in held:
             self._read(part)
         await self._measure()

@@ -64,7 +64,9 @@ class Tail:
                 if not self._positions:
                     await self._attach()
                 await self._listen()
-            except (BusUnavailable, TopicUnknown) as error:
+            except Exception as error:
+                if not isinstance(error, BusUnavailable | TopicUnknown):
+                    _logger.exception("%s cannot listen", self.name)
                 failures += 1
                 self._trouble = f"{type(error).__name__}: {error}"
                 await asyncio.sleep(_RECONNECT.delay(failures))
