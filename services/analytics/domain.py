@@ -56,6 +56,8 @@ TABLES = {"minute": "minutes", "hour": "hours", "day": "days", "month": "months"
 COARSEST = {"minute": 0, "hour": 1, "day": 2, "month": 3, "all": 3}
 
 MAX_BUCKETS = 50_000
+# The largest integer that every reader of JSON keeps exactly.
+MAX_SUM = 2**53
 PERIODS = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
 _WIDTH = {
     "minute": timedelta(minutes=1),
@@ -63,6 +65,12 @@ _WIDTH = {
     "day": timedelta(days=1),
     "month": timedelta(days=28),
 }
+
+
+class SumTooLarge(Invalid):
+    """A sum of the answer is larger than a JSON number can hold exactly."""
+
+    code = "sum_too_large"
 
 
 class Columns(msgspec.Struct, frozen=True):
@@ -274,6 +282,20 @@ def quantile_ms(bins: Sequence[tuple[int, int]], q: float) -> float | None:
         if seen >= rank:
             return round(2 * GAMMA**index / (GAMMA + 1) / 1000, 6) if index > 0 else 0.001
     return None
+
+
+def exact(name: str, total: int) -> int:
+    """The sum, where JSON can hold it.
+
+    Raises:
+        SumTooLarge: it is beyond 2^53.
+    """
+    if abs(total) > MAX_SUM:
+        raise SumTooLarge(
+            f"The sum of {name} is beyond 2^53; ask for a shorter range or filter.",
+            fields=[FieldError("/start", "sum_too_large", f"too much {name} in the range")],
+        )
+    return total
 
 
 def usd(nano: int) -> str:

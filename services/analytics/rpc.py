@@ -14,7 +14,7 @@ from common.rpc.fields import moment, timestamp
 from mindweave.analytics.v1 import analytics_pb2 as pb
 from mindweave.analytics.v1 import analytics_pb2_grpc as pb_grpc
 from services.analytics.actions import Asked, Dashboard, Reports
-from services.analytics.domain import DIMENSIONS, quantile_ms, usd
+from services.analytics.domain import DIMENSIONS, exact, quantile_ms, usd
 
 if TYPE_CHECKING:
     from services.analytics.store import Row
@@ -101,7 +101,7 @@ def _labels(row: Row, start: datetime) -> dict[str, object]:
 
 def _usage(row: Row) -> dict[str, object]:
     sums = row.sums
-    measures: dict[str, object] = {m: sums[m] for m in _COUNTS}
+    measures: dict[str, object] = {m: exact(m, sums[m]) for m in _COUNTS}
     measures["cost_usd"] = usd(sums["cost_nano"])
     if sums["latency_count"] > 0:
         measures["latency_ms_avg"] = sums["latency_sum_us"] / sums["latency_count"] / 1000
@@ -118,7 +118,7 @@ def _costs(row: Row) -> dict[str, object]:
 
 def _point(row: Row) -> pb.SeriesPoint:
     names = ("events", "input_tokens", "output_tokens", "errors")
-    measures: dict[str, object] = {name: row.sums[name] for name in names}
+    measures: dict[str, object] = {name: exact(name, row.sums[name]) for name in names}
     return _fill(
         pb.SeriesPoint(cost_usd=usd(row.sums["cost_nano"])), measures, {"start": row.start}
     )

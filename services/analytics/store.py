@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = ", ".join(SUMS)
 _ROW = f"start, series_id, {_COLUMNS}, latency_bins, latency_counts"
-_SUMMED = ", ".join(f"sum({m})::bigint AS {m}" for m in SUMS)
+_SUMMED = ", ".join(f"sum({m})::numeric AS {m}" for m in SUMS)
 
 # Adds the moved deltas to one table; the sketches are merged bin by bin.
 _MERGED_BINS = """
@@ -295,7 +295,7 @@ def _select(query: Query, sources: int) -> tuple[str, list[object]]:
         FROM page LEFT JOIN sketches USING (key)
         UNION ALL
         SELECT NULL, NULL, {", ".join(f"NULL::text AS {d}" for d in DIMENSIONS)},
-            {", ".join(f"coalesce(sum({m}), 0)::bigint" for m in SUMS)},
+            {", ".join(f"coalesce(sum({m}), 0)::numeric" for m in SUMS)},
             (SELECT sketches.bins FROM sketches WHERE key IS NULL),
             (SELECT CASE WHEN count(watermark) = {count}::int THEN min(watermark) END
              FROM sources WHERE part = $1)
@@ -309,6 +309,6 @@ def _row(record: asyncpg.Record) -> Row:
         key=record["key"] or "",
         start=record["bucket"],
         dimensions={d: record[d] for d in DIMENSIONS if d in record},
-        sums={m: record[m] for m in SUMS},
+        sums={m: int(record[m]) for m in SUMS},
         bins=[(b, n) for b, n in record["bins"] or ()],
     )

@@ -79,7 +79,7 @@ def check_scopes(
         ScopeBeyondCaller: the caller lacks some.
     """
     wrong = [
-        FieldError(f"/scopes/{index}", "invalid_value", f"must be one of {_listed(grantable)}")
+        FieldError(f"/scopes/{index}", "unknown_scope", f"must be one of {_listed(grantable)}")
         for index, scope in enumerate(scopes)
         if scope not in grantable
     ]

@@ -65,17 +65,20 @@ class MemberActions:
             return [(org, role) for org in await MemberStore(connection).list_open_orgs(orgs)]
 
     async def list_members(
-        self, org_id: UUID, after: tuple[datetime, UUID] | None, limit: int
-    ) -> list[tuple[Member, Profile]]:
+        self, org_id: UUID, after: tuple[datetime, UUID] | None, size: int
+    ) -> tuple[list[tuple[Member, Profile]], bool]:
         """Members in the order in which they came, after one of them, with their profiles.
+
+        The second value tells whether more follow.
 
         Raises:
             Unavailable: auth, which has the profiles, cannot be asked now.
         """
         async with self._database.read(Scope((org_id,))) as connection:
-            members = await MemberStore(connection).list_members(org_id, after, limit)
-        profiles = await self._profiles([member.user_id for member in members])
-        return [(member, profiles.get(member.user_id, Profile())) for member in members]
+            found = await MemberStore(connection).list_members(org_id, after, size + 1)
+        page = found[:size]
+        profiles = await self._profiles([member.user_id for member in page])
+        return [(m, profiles.get(m.user_id, Profile())) for m in page], len(found) > size
 
     async def add(
         self,

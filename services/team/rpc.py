@@ -45,13 +45,12 @@ class TeamServicer(TeamServiceServicer):
     async def ListMembers(self, request: ListMembersRequest, context: Any) -> ListMembersResponse:
         size = page_size(request.page_size)
         after = decode_key(request.page_token, _moment, UUID)
-        found = await self._actions.list_members(
-            UUID(request.org_id), (after[0], after[1]) if after else None, size + 1
+        page, more = await self._actions.list_members(
+            UUID(request.org_id), (after[0], after[1]) if after else None, size
         )
-        page = found[:size]
         return ListMembersResponse(
             members=[_message(member, profile) for member, profile in page],
-            next_page_token=_token(page[-1][0]) if len(found) > size else None,
+            next_page_token=_token(page[-1][0]) if more else None,
         )
 
     async def AddMember(self, request: AddMemberRequest, context: Any) -> AddMemberResponse:

@@ -237,6 +237,22 @@ async def test_a_wrong_question_is_refused_by_the_name_of_its_field(served, view
     assert [f.pointer for f in refused.value.fields] == [pointer]
 
 
+async def test_a_sum_beyond_what_json_holds_is_a_clear_error(served, store, service_database):
+    org, principal = uuid4(), a_user()
+    served.access.grant(principal, org, "owner")
+    part = partition_of(org, PARTITIONS)
+    db = await service_database("analytics")
+    async with db.change(Scope(), call=None) as change:
+        record = windows(org, input_tokens=2**53 + 1, cost_nano=2**62)
+        await store.append(change.connection, part, [record])
+    with pytest.raises(Invalid, match="input_tokens is beyond") as refused:
+        await usage(served, principal)
+    assert refused.value.code == "sum_too_large"
+    request = pb.GetCostsRequest(granularity="all")
+    answer = (await served.invoke(SERVICE + "GetCosts", request, principal)).message
+    assert answer.totals.cost_usd == "4611686018.427387904"
+
+
 async def test_no_sum_is_left_out_of_the_answer(store):
     answered = {"latency_count", "latency_sum_us"} | {
         name.replace("_usd", "_nano")

@@ -280,3 +280,19 @@ def test_series_of_other_dimensions_never_share_an_id():
     for delta in found:
         assert by_id.setdefault(delta.series.series_id, delta.series) == delta.series
     assert len(by_id) == len({d.series.values for d in found})
+
+
+async def test_sums_beyond_64_bits_stay_exact_and_stop_nobody(db, store):
+    books = Books()
+    large = 2**62
+    for _ in range(3):
+        record = books.windows(0, 1)
+        for name in ("cost_nano", "input_nano", "input_tokens", "latency_sum_us"):
+            getattr(record.columns, name)[0] = books.rows[-1][name] = large
+        record.columns.minute[0] = books.rows[-1]["minute"] = int(START.timestamp()) // 60
+        await append(db, store, books, record)
+        await store.roll_up(books.part)
+    end = START + timedelta(days=5)
+    result = await ask(store, books, START, end, "all")
+    assert result.totals.sums["cost_nano"] == 3 * large
+    assert result.totals.sums["input_tokens"] == 3 * large

@@ -25,7 +25,7 @@ from services.auth.domain.api_keys import (
     secret_digest,
     shown_prefix,
 )
-from services.auth.domain.limits import Limit, address_group, admit
+from services.auth.domain.limits import Limit, admit
 from services.auth.domain.passwords import check_password
 from services.auth.domain.sessions import (
     GRACE,
@@ -344,18 +344,3 @@ class TestLimits:
         for moment in admitted:
             window = [m for m in admitted if moment <= m < moment + TEN_IN_FIVE_MINUTES.window]
             assert len(window) <= TEN_IN_FIVE_MINUTES.most
-
-    @pytest.mark.parametrize(
-        ("ip", "group"),
-        [
-            ("192.0.2.7", "192.0.2.7"),
-            ("::ffff:192.0.2.7", "192.0.2.7"),
-            ("2001:db8::1", "2001:db8::/64"),
-            ("2001:db8::ffff:1", "2001:db8::/64"),
-            ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
-            (None, "unknown"),
-            ("no address", "unknown"),
-        ],
-    )
-    def test_one_line_counts_as_one_address(self, ip: str | None, group: str) -> None:
-        assert address_group(ip) == group

@@ -10,6 +10,7 @@ import jsonschema
 import msgspec
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.wrappers_pb2 import DoubleValue
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +31,9 @@ from common.events.envelope import (
     unpack,
 )
 from mindweave.account.v1.events_pb2 import OrgCreated
+from mindweave.options.v1.options_pb2 import Operation
 from mindweave.project.v1.events_pb2 import ProjectCreated
+from mindweave.project.v1.project_pb2 import CreateProjectRequest, CreateProjectResponse
 from mindweave.team.v1.team_pb2 import Member
 from mindweave.usage_tracker.v1.events_pb2 import UsageConflict, UsageUnpriced
 
@@ -265,7 +268,7 @@ def test_every_kind_of_field_has_its_json_type() -> None:
     assert types(DoubleValue) == {"value": "number"}
     assert types(UsageUnpriced)["first_at"] == "date-time"
     assert types(UsageConflict) == {"org_id": "uuid", "events": "string", "event_ids": "array"}
-    nested = asyncapi.schema(FileDescriptorSet.DESCRIPTOR)["properties"]["file"]["items"]
+    nested = asyncapi.schema(CreateProjectResponse.DESCRIPTOR)["properties"]["project"]
     assert nested["properties"]["name"] == {"type": "string"}
     limited = asyncapi.schema(CreateProjectRequest.DESCRIPTOR)["properties"]["name"]
     assert limited["minLength"] == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.datastructures import MutableHeaders
 
-from common.http.limits import Limiter, RatePolicy, address_subject
+from common.http.limits import Limiter, RatePolicy
 
 pytestmark = pytest.mark.unit
 
@@ -76,18 +76,3 @@ def test_an_answer_tells_quota_rest_and_reset() -> None:
         "x-ratelimit-remaining": "1",
         "x-ratelimit-reset": "8",
     }
-
-
-@pytest.mark.parametrize(
-    ("host", "subject"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
-        ("testclient", "testclient"),
-        ("", ""),
-    ],
-)
-def test_an_address_counts_as_the_line_it_comes_from(host: str, subject: str) -> None:
-    assert address_subject(host) == subject

@@ -11,6 +11,7 @@ from uuid import uuid4
 import psutil
 import pytest
 import redis.asyncio
+import redis.exceptions
 
 from common.events.bus import BusFull, BusUnavailable, OffsetLost, Outgoing, Record
 from common.events.redis_streams import RedisStreamsBus
@@ -33,7 +34,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisStreams]:
 
 
 @pytest.fixture
-async def server(broker: RedisStreams) -> AsyncIterator[redis.asyncio.Redis]:
+async def server(broker: RedisStreams) -> AsyncIterator[Any]:
     """The server itself."""
     client = redis.asyncio.Redis.from_url(broker.address)
     yield client
@@ -64,7 +65,7 @@ async def test_the_numbers_of_a_partition_have_no_gaps(bus: RedisStreamsBus, top
 
 
 async def test_a_record_taken_out_of_the_middle_is_noticed(
-    bus: RedisStreamsBus, server: redis.asyncio.Redis, topic: str
+    bus: RedisStreamsBus, server: Any, topic: str
 ) -> None:
     await bus.declare(topic, 1, ["ledger"])
     tokens = await bus.publish(topic, [Outgoing(b"x")] * 6)
@@ -83,28 +84,28 @@ async def test_a_partition_that_does_not_exist_is_refused(bus: RedisStreamsBus, 
     assert await bus.end(topic, 0) is None
 
 
-async def test_committed_records_make_room_after_a_while(
-    bus: RedisStreamsBus, server: redis.asyncio.Redis, topic: str
-) -> None:
+async def test_committed_records_make_room_after_a_while(bus: RedisStreamsBus, topic: str) -> None:
     await bus.declare(topic, 1, ["one", "other"])
     large = Outgoing(bytes(8 * KILOBYTE))
     tokens = await bus.publish(topic, [large] * 50)
     for group in ("one", "other"):
         await bus.commit(topic, 0, group, tokens[-1])
-    assert await server.xlen(f"mw:{topic}:0") == 50
+    (first,) = await bus.fetch(topic, 0, None, max_records=1, wait=0)
+    assert first.token == tokens[0]
 
     async def trimmed() -> bool:
         (token,) = await bus.publish(topic, [large])
         for group in ("one", "other"):
             await bus.commit(topic, 0, group, token)
-        return bool(await server.xlen(f"mw:{topic}:0") < 50)
+        (first,) = await bus.fetch(topic, 0, None, max_records=1, wait=0)
+        return first.token not in tokens
 
     await eventually(trimmed)
     assert await bus.lag(topic, "one") == 0
 
 
 @pytest.fixture
-async def little_memory(server: redis.asyncio.Redis) -> AsyncIterator[None]:
+async def little_memory(server: Any) -> AsyncIterator[None]:
     """Lets the server have four megabytes more than it has now."""
     used: Any = (await server.info("memory"))["used_memory"]
     await server.config_set("maxmemory", used + 4 * MEGABYTE)
@@ -163,7 +164,7 @@ async def test_a_group_takes_over_and_works_on_while_the_server_has_no_memory(
 
 
 async def test_a_server_that_does_not_answer_is_unavailable(
-    bus: RedisStreamsBus, server: redis.asyncio.Redis, topic: str
+    bus: RedisStreamsBus, server: Any, topic: str
 ) -> None:
     await bus.declare(topic, 1)
     process = psutil.Process((await server.info("server"))["process_id"])
@@ -186,8 +187,52 @@ async def test_a_wrong_password_is_unavailable(broker: RedisStreams) -> None:
     await bus.stop()
 
 
+async def test_a_server_that_may_not_write_is_unavailable(
+    bus: RedisStreamsBus, server: Any, topic: str
+) -> None:
+    await bus.declare(topic, 1)
+    await server.config_set("min-replicas-to-write", 1)
+    with pytest.raises(BusUnavailable):
+        await bus.publish(topic, [Outgoing(b"x")])
+    await server.config_set("min-replicas-to-write", 0)
+    await server.execute_command("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(BusUnavailable):
+        await bus.publish(topic, [Outgoing(b"x")])
+    await server.execute_command("REPLICAOF", "NO", "ONE")
+    await bus.publish(topic, [Outgoing(b"x")])
+
+
+async def test_an_answer_that_nobody_expects_is_no_outage(
+    bus: RedisStreamsBus, server: Any, topic: str
+) -> None:
+    await server.set(f"mw:{topic}", "of somebody else")
+    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+        await bus.partitions(topic)
+
+
+async def test_a_reader_that_met_something_unexpected_goes_on_when_it_is_gone(
+    bus: RedisStreamsBus, server: Any, topic: str
+) -> None:
+    await server.set(f"mw:{topic}", "of somebody else")
+    seen: list[bytes] = []
+
+    async def handle(record: Record) -> None:
+        seen.append(record.value)
+
+    reading, tail = bus.subscribe([topic], "readers", handle), bus.tail([topic], handle)
+    await reading.start()
+    await eventually(lambda: "WRONGTYPE" in reading.status().detail)
+    await server.delete(f"mw:{topic}")
+    await bus.declare(topic, 1)
+    await tail.start()
+    await bus.publish(topic, [Outgoing(b"x")])
+    await eventually(lambda: seen == [b"x", b"x"])
+    await reading.stop()
+    await tail.stop()
+
+
 async def test_more_callers_than_connections_are_all_served(
-    bus: RedisStreamsBus, server: redis.asyncio.Redis, topic: str
+    bus: RedisStreamsBus, server: Any, topic: str
 ) -> None:
     await bus.declare(topic, 4)
     await asyncio.gather(*(bus.publish(topic, [Outgoing(b"x", key=str(n))]) for n in range(300)))

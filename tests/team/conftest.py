@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
 
+import protovalidate
 import pytest
 
 from common.clock import SystemClock
@@ -35,6 +36,7 @@ class Auth:
     ) -> ListProfilesResponse:
         if self.down:
             raise Unavailable("auth is down")
+        protovalidate.validate(request)
         known = (self.profiles.get(UUID(user_id)) for user_id in request.user_ids)
         return ListProfilesResponse(profiles=[profile for profile in known if profile])
 

@@ -196,7 +196,8 @@ async def test_members_are_listed_with_their_profiles(
     gone = auth.user("Gone")
     await add(actions, owner, org_id, gone, "viewer")
     del auth.profiles[gone]
-    found = await actions.list_members(org_id, None, 10)
+    found, more = await actions.list_members(org_id, None, 10)
+    assert not more
     assert [(m.user_id, p.email) for m, p in found] == [
         (owner, auth.profiles[owner].email),
         (gone, ""),

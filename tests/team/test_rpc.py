@@ -9,7 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from common.database import Database
+from common.clock import SystemClock
+from common.database import Database, Scope
 from common.errors import (
     Conflict,
     Invalid,
@@ -27,7 +28,9 @@ from common.rpc.client import Answer
 from common.testing import Served, a_project_key, a_user, a_user_key, serve
 from mindweave.team.v1 import team_pb2 as pb
 from services.team.actions import MemberActions
+from services.team.domain import Member
 from services.team.rpc import TeamServicer
+from services.team.store import MemberStore
 from tests.team.conftest import Auth, Published
 
 pytestmark = pytest.mark.rpc
@@ -189,6 +192,19 @@ async def test_without_auth_the_answer_is_that_it_is_not_available(org: Org) -> 
         await org.roles()
     with pytest.raises(Unavailable):
         await org.add("member")
+
+
+async def test_the_largest_page_asks_auth_for_no_more_profiles_than_it_gives(
+    org: Org, database: Database
+) -> None:
+    async with database.change(Scope((org.id,))) as change:
+        store, now = MemberStore(change.connection), SystemClock().now()
+        for _ in range(500):
+            await store.insert(Member(org.id, uuid4(), "viewer", 1, now, now))
+    request = pb.ListMembersRequest(org_id=str(org.id), page_size=500)
+    page = (await org.call("ListMembers", request, org.owner)).message
+    assert len(page.members) == 500
+    assert page.HasField("next_page_token")
 
 
 async def test_pages_hold_every_member_once(org: Org) -> None:

@@ -65,7 +65,7 @@ class EventConsumer:
             return
         message = message_of(envelope)
         org_id = envelope.metadata.org_id
-        scope = Scope((org_id,) if org_id is not None else (), envelope.metadata.user_id)
+        scope = Scope((org_id,) if org_id is not None else ())
         async with self._db.change(scope, call=None) as change:
             if await self._first(change, envelope.id):
                 await handler(change, message, envelope)

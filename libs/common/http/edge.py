@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from common.addresses import address_line
 from common.background import Background
 from common.errors import (
     DeadlineExceeded,
@@ -29,7 +30,7 @@ from common.events.bus import Bus
 from common.http.app import RestApp
 from common.http.credentials import Credentials
 from common.http.health import HealthSource, health_pages
-from common.http.limits import Allowance, Limiter, RatePolicy, address_subject
+from common.http.limits import Allowance, Limiter, RatePolicy
 from common.http.problems import MethodNotAllowed, problem
 from common.http.routing import Endpoint, Match, RouteTable
 from common.identity.call import ANONYMOUS, Call, Principal, set_call
@@ -42,6 +43,8 @@ from mindweave.auth.v1.auth_pb2_grpc import AuthServiceStub
 REQUEST_SECONDS = 30.0
 _REGISTER = "/mindweave.auth.v1.AuthService/Register"
 _LONGEST_AGENT = 512
+# It may have ended the session, which the event would tell a moment later.
+_OF_CALLER = "self:write"
 # What was refused by its shape alone did not register anybody.
 _SHAPE = frozenset({408, 413, 415, 422})
 _EXPOSED = (
@@ -219,7 +222,11 @@ class Edge:
                 ]
             )
         set_call(_call(exchange, endpoint, principal))
-        return await endpoint.handler(Request(scope, exchange.receive, exchange.send))
+        try:
+            return await endpoint.handler(Request(scope, exchange.receive, exchange.send))
+        finally:
+            if endpoint.operation is not None and endpoint.operation.permission == _OF_CALLER:
+                self._credentials.forget(session_id=principal.session_id)
 
     async def _admit(self, exchange: _Exchange, endpoint: Endpoint) -> Principal:
         """Who calls, where the rate allows it; addresses are counted where nobody is known."""
@@ -228,12 +235,12 @@ class Edge:
         if endpoint.public:
             name = endpoint.operation.full_name if endpoint.operation is not None else ""
             policy = self._registrations if name == _REGISTER else self._requests
-            self._take(exchange, policy, address_subject(exchange.address))
+            self._take(exchange, policy, address_line(exchange.address))
             return ANONYMOUS
         try:
             principal = await self._credentials.principal(exchange.headers)
         except Unauthenticated:
-            self._take(exchange, self._requests, address_subject(exchange.address))
+            self._take(exchange, self._requests, address_line(exchange.address))
             raise
         credential = principal.api_key_id or principal.session_id
         self._take(exchange, self._requests, str(credential))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import time
 from collections import OrderedDict
@@ -72,16 +71,3 @@ class Limiter:
         window = self._windows.get((policy.name, subject))
         if window is not None and window[1] > 0:
             window[1] -= 1
-
-
-def address_subject(host: str) -> str:
-    """The address as limits count it: one IPv6 network of 64 bits is one caller."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if address.version == 4:
-        return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))

@@ -47,6 +47,7 @@ CREATE TABLE deltas (
 );
 CREATE INDEX deltas_org ON deltas (part, org_id, start);
 
+-- Sums of years may pass 64 bits; those of one delta do not.
 CREATE TABLE minutes (
     part smallint NOT NULL,
     org_id uuid NOT NULL,
@@ -55,17 +56,17 @@ CREATE TABLE minutes (
     events bigint NOT NULL,
     errors bigint NOT NULL,
     unpriced_events bigint NOT NULL,
-    input_tokens bigint NOT NULL,
-    output_tokens bigint NOT NULL,
-    cache_read_tokens bigint NOT NULL,
-    cache_write_tokens bigint NOT NULL,
-    input_nano bigint NOT NULL,
-    output_nano bigint NOT NULL,
-    cache_read_nano bigint NOT NULL,
-    cache_write_nano bigint NOT NULL,
-    cost_nano bigint NOT NULL,
+    input_tokens numeric NOT NULL,
+    output_tokens numeric NOT NULL,
+    cache_read_tokens numeric NOT NULL,
+    cache_write_tokens numeric NOT NULL,
+    input_nano numeric NOT NULL,
+    output_nano numeric NOT NULL,
+    cache_read_nano numeric NOT NULL,
+    cache_write_nano numeric NOT NULL,
+    cost_nano numeric NOT NULL,
     latency_count bigint NOT NULL,
-    latency_sum_us bigint NOT NULL,
+    latency_sum_us numeric NOT NULL,
     latency_bins integer[] NOT NULL,
     latency_counts bigint[] NOT NULL,
     PRIMARY KEY (part, org_id, start, series_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
+from common.addresses import address_line
 from common.clock import Clock
 from common.database import Change, Database, Scope
 from common.ids import uuid7
@@ -14,7 +15,7 @@ from mindweave.auth.v1.events_pb2 import UserCreated, UserSessionInvalid, UserUp
 from services.auth.actions.callers import Caller, lock_user
 from services.auth.actions.limits import Limiter
 from services.auth.actions.passwords import Passwords
-from services.auth.domain.limits import Limit, address_group
+from services.auth.domain.limits import Limit
 from services.auth.domain.passwords import check_password, normalize_password
 from services.auth.domain.sessions import SessionEnded
 from services.auth.domain.users import (
@@ -77,7 +78,7 @@ class UserActions:
         """
         address = clean_email(email)
         normal = check_password(password, email=address, display_name=display_name)
-        await self._limiter.count(self._limits.registrations, address_group(ip))
+        await self._limiter.count(self._limits.registrations, address_line(ip or "unknown"))
         await self._passwords.refuse_leaked(normal)
         password_hash = await self._passwords.hash(normal)
         now = self._clock.now()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -38,15 +37,3 @@ def admit(limit: Limit, moments: Sequence[datetime], now: datetime) -> Admission
     if len(recent) < limit.most:
         return Admission((*recent, now), None)
     return Admission(recent, recent[-limit.most] + limit.window)
-
-
-def address_group(ip: str | None) -> str:
-    """Whom an address stands for: one IPv4 address, or the /64 that one IPv6 line has."""
-    try:
-        address = ipaddress.ip_address(ip or "")
-    except ValueError:
-        return "unknown"
-    mapped = getattr(address, "ipv4_mapped", None)
-    if address.version == 4 or mapped is not None:
-        return str(mapped or address)
-    return str(ipaddress.ip_network((address, 64), strict=False))
