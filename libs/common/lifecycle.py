@@ -39,6 +39,8 @@ _AGAIN = 0.1
 _REPORT_STANDS = 0.2
 # Topics of events that are told one by one have this many partitions; it is stored with them.
 _EVENT_PARTITIONS = 2
+# Topics of the ledger lose nothing that these groups have not applied, though they start later.
+_KEPT_FOR = {"usage.events": ["usage_tracker"], "usage.windows": ["analytics"]}
 
 Probe = Callable[[], Awaitable[object]]
 
@@ -244,7 +246,8 @@ class Host:
             "usage.windows": self._settings.windows_partitions,
         }
         for topic in sorted({event.topic for event in event_types().values()} | counts.keys()):
-            await runtime.bus.declare(topic, counts.get(topic, _EVENT_PARTITIONS))
+            partitions = counts.get(topic, _EVENT_PARTITIONS)
+            await runtime.bus.declare(topic, partitions, _KEPT_FOR.get(topic, ()))
 
     async def _require_ready_tasks(self) -> None:
         waiting = [

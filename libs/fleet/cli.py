@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,8 @@ def run_everything(
     """Run every service in one process, with embedded PostgreSQL and Valkey unless configured."""
     # Until the platform takes signals itself, what was started by then is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # gRPC's own lines are no JSON; what matters of them our interceptors log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     with _told_in_a_line():
         from fleet.all_in_one import run_all
 

@@ -46,9 +46,9 @@ class WindowsConsumer:
             self._arrived.add(part)
 
     async def roll_up(self) -> int:
-        """Roll up every partition in which something arrived; returns how many wait still."""
-        while self._arrived:
-            part = self._arrived.pop()
+        """Roll up every partition in which something had arrived; returns how many wait again."""
+        for part in sorted(self._arrived):
+            self._arrived.discard(part)
             try:
                 await self._store.roll_up(part)
             except BaseException:

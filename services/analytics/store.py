@@ -67,7 +67,8 @@ def _level(unit: str) -> str:
 
 
 _ROLL_UP = (
-    "WITH moved AS (DELETE FROM deltas WHERE part = $1 RETURNING *),"
+    "WITH moved AS (DELETE FROM deltas WHERE part = $1"
+    " AND ctid = ANY (ARRAY(SELECT ctid FROM deltas WHERE part = $1 LIMIT $2)) RETURNING *),"
     + ",".join(_level(unit) for unit in TABLES)
     + " SELECT count(*) FROM moved"
 )
@@ -113,10 +114,17 @@ class Result:
 class RollupStore:
     """Windows of usage, appended and rolled up to minutes, hours, days and months."""
 
-    def __init__(self, db: Database, sources: int) -> None:
-        """Args: ``sources`` is the count of partitions of ``usage.events``."""
+    def __init__(self, db: Database, sources: int, step: int = 5_000) -> None:
+        """Keeps windows in the service's database.
+
+        Args:
+            db: the service's.
+            sources: the count of partitions of ``usage.events``.
+            step: rows that a roll-up moves at once.
+        """
         self._db = db
         self._sources = sources
+        self._step = step
 
     async def append(
         self, connection: asyncpg.Connection, part: int, records: Sequence[Windows]
@@ -182,14 +190,17 @@ class RollupStore:
         )
 
     async def roll_up(self, part: int) -> int:
-        """Move what has arrived into minutes, hours, days and months; returns the rows moved."""
-        async with self._db.change(Scope(), call=None) as change:
-            if not await change.connection.fetchval(
-                "SELECT EXISTS (SELECT FROM deltas WHERE part = $1)", part
-            ):
-                return 0
-            moved: int = await change.connection.fetchval(_ROLL_UP, part)
-            return moved
+        """Move what has arrived into minutes, hours, days and months; returns the rows moved.
+
+        A step is one transaction of bounded length, however much waits.
+        """
+        total = 0
+        while True:
+            async with self._db.change(Scope(), call=None) as change:
+                moved: int = await change.connection.fetchval(_ROLL_UP, part, self._step)
+            total += moved
+            if moved < self._step:
+                return total
 
     async def query(self, query: Query) -> Result:
         """Rows, totals and freshness, all from one snapshot."""
@@ -263,14 +274,21 @@ def _select(query: Query, sources: int) -> tuple[str, list[object]]:
         if query.granularity == "all"
         else f"date_trunc('{query.granularity}', start, 'UTC')"
     )
-    # A text that sorts by time, then by each dimension, a missing one first.
+    # A text that sorts by time, then by each dimension, a missing one first; what marks the start
+    # of a dimension is escaped inside of one.
     label = (
         f"to_char({bucket} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI')"
         if query.granularity != "all"
         else "''"
     )
     keyed = " || ".join(
-        [label, *(f"coalesce(E'\\x01=' || {d}::text, E'\\x01-')" for d in query.group_by)]
+        [
+            label,
+            *(
+                rf"coalesce(E'\x01=' || replace({d}::text, E'\x01', E'\x01\x02'), E'\x01-')"
+                for d in query.group_by
+            ),
+        ]
     )
     shown = ", ".join(
         f"max({d}::text) AS {d}" if d in query.group_by else f"NULL::text AS {d}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import ClassVar
+
 import pytest
 
 from common.events.bus import Record
@@ -18,3 +21,18 @@ async def test_a_record_that_is_no_window_is_refused_and_named(service_database,
     consumer = WindowsConsumer(store, partitions=1)
     with pytest.raises(RecordRefused, match=r"usage\.windows/0 17-0"):
         await consumer.append(None, 0, [Record("usage.windows", 0, "17-0", "", value, {})])
+
+
+async def test_a_roll_up_ends_though_more_arrives_meanwhile():
+    class Busy:
+        moved: ClassVar[list[int]] = []
+
+        async def roll_up(self, part: int) -> int:
+            self.moved.append(part)
+            await consumer.appended(part, 1)
+            return 1
+
+    consumer = WindowsConsumer(Busy(), partitions=2)
+    async with asyncio.timeout(5):
+        assert await consumer.roll_up() == 2
+    assert Busy.moved == [0, 1]

@@ -148,6 +148,18 @@ async def test_groups_and_filters_agree_with_sums_by_hand(db, store):
     )
 
 
+async def test_groups_that_only_control_characters_tell_apart_stay_apart(db, store):
+    books = Books()
+    record = books.windows(0, 2)
+    names = [("x\x01=y", "z"), ("x", "y\x01=z")]
+    for i, (model, provider) in enumerate(names):
+        record.columns.model[i], record.columns.provider[i] = model, provider
+    await append(db, store, books, record)
+    end = START + timedelta(days=5)
+    result = await ask(store, books, START, end, "all", group_by=("model", "provider"))
+    assert {(r.dimensions["model"], r.dimensions["provider"]) for r in result.rows} == set(names)
+
+
 async def test_pages_put_together_are_the_whole_answer(db, store):
     books = Books()
     await append(db, store, books, books.windows(0, 200))
@@ -253,6 +265,20 @@ async def test_two_roll_ups_at_once_move_each_delta_once(db, store):
     await append(db, store, books, books.windows(0, 300))
     moved = await asyncio.gather(*(store.roll_up(books.part) for _ in range(4)))
     assert sum(moved) == 300
+    end = START + timedelta(days=5)
+    result = await ask(store, books, START, end, "month")
+    assert result.totals.sums["cost_nano"] == books.total("cost_nano", START, end)
+
+
+async def test_a_backlog_is_moved_in_bounded_steps(db):
+    books, store = Books(), RollupStore(db, sources=2, step=40)
+    await append(db, store, books, books.windows(0, 100))
+    assert await store.roll_up(books.part) == 100
+    async with db.session() as connection:
+        steps = await connection.fetchval(
+            "SELECT count(DISTINCT xmin::text) FROM minutes WHERE part = $1", books.part
+        )
+    assert steps == 3
     end = START + timedelta(days=5)
     result = await ask(store, books, START, end, "month")
     assert result.totals.sums["cost_nano"] == books.total("cost_nano", START, end)

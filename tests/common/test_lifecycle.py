@@ -13,6 +13,7 @@ import httpx
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -236,6 +237,14 @@ async def test_another_number_of_partitions_than_the_stored_one_is_refused(
 
     with pytest.raises(TopicMismatch, match=r"usage\.events"):
         await Host([auth()], other, version="0").start()
+
+
+async def test_the_topics_of_usage_keep_records_for_readers_that_have_not_started_yet(
+    alone: Settings,
+) -> None:
+    async with running([auth()], alone), Redis.from_url(alone.broker_url()) as broker:
+        for topic, reader in (("usage.events", b"usage_tracker"), ("usage.windows", b"analytics")):
+            assert reader in await broker.hkeys(f"mw:{topic}:0:groups")
 
 
 async def test_an_address_that_is_taken_is_an_error(alone: Settings) -> None:

@@ -92,6 +92,9 @@ class Ledger:
             await self.gate.wait()
         return len(records)
 
+    def now(self) -> datetime:
+        return self._db.clock.now()
+
     async def numbers(self, part: int) -> list[int]:
         """What is committed, in the order of insertion."""
         async with self._db.session() as connection:
@@ -263,6 +266,7 @@ async def test_an_owner_that_lost_its_partition_rolls_back(
     zombie = await make(lease=60.0)
     await publish(bus, topic, range(10))
     await ledger.waiting.wait()
+    await eventually(lambda: zombie.held() == [0, 1])
     async with db.session() as connection:
         await connection.execute(
             "UPDATE offsets SET lease_until = now() - interval '1 s' WHERE topic = $1", topic
@@ -482,6 +486,37 @@ async def test_records_that_are_gone_stop_the_partition(
     assert await ledger.numbers(0) == list(range(5))
 
 
+async def test_an_owner_whose_records_an_heir_has_applied_gives_up_and_does_not_stop(
+    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger, db: Database
+) -> None:
+    paused = False
+
+    async def apply(connection: Connection, part: int, records: list[Record]) -> None:
+        if paused:
+            raise Unavailable("paused")
+        await ledger.apply(connection, part, records)
+
+    zombie = await make(apply=apply, lease=60.0)
+    await publish(bus, topic, range(1))
+    await eventually(partial(ledger.holds, 0, [0]))
+    paused = True
+    tokens = await publish(bus, topic, range(1, 6))
+    async with db.session() as connection:
+        await connection.execute(
+            """
+            UPDATE offsets SET owner = 'another', epoch = epoch + 1, token = $2,
+                lease_until = now() + interval '1 hour'
+            WHERE topic = $1 AND part = 0
+            """,
+            topic,
+            tokens[-1],
+        )
+    await broker.forget(topic, 0, tokens[2])
+    await eventually(lambda: zombie.held() == [1])
+    assert zombie.status().live
+    await eventually(lambda: zombie.status().ready)
+
+
 async def test_a_replaced_stream_stops_the_partition_at_its_taking(
     bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
 ) -> None:
@@ -619,6 +654,40 @@ async def test_the_watermark_is_never_ahead_of_a_record_that_is_not_committed(
     done = True
     assert await watching > 10
     assert await ledger.numbers(0) == list(range(400))
+
+
+class LateAnswers:
+    """A bus whose answers about the end of partition 0 come only while ``gate`` is open."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.gate = asyncio.Event()
+        self.asked = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def end(self, topic: str, partition: int) -> str | None:
+        end = await self._bus.end(topic, partition)
+        if partition == 0 and end is not None:
+            self.asked.set()
+            await self.gate.wait()
+        return end
+
+
+async def test_a_late_answer_about_the_end_does_not_hold_the_watermark(
+    bus: Bus, topic: str, make: Make, ledger: Ledger
+) -> None:
+    late = LateAnswers(bus)
+    consumer = await make(bus=late, cadence=0.02)
+    await eventually(lambda: consumer.caught_up_at(0) is not None)
+    await publish(bus, topic, range(1))
+    await late.asked.wait()
+    await publish(bus, topic, range(1, 3))
+    await eventually(partial(ledger.holds, 0, [0, 1, 2]))
+    accepted_at = ledger.now()
+    late.gate.set()
+    await eventually(lambda: (consumer.caught_up_at(0) or accepted_at) > accepted_at)
 
 
 async def test_an_idle_hook_that_fails_stops_nothing(

@@ -99,11 +99,11 @@ async def test_nobody_is_heard_without_a_credential(world: World) -> None:
         assert answer.status_code == 401
 
 
-async def test_a_project_is_asked_for_once_in_five_seconds(world: World) -> None:
+async def test_a_project_is_asked_for_once_in_three_seconds(world: World) -> None:
     for _ in range(3):
         await world.send(an_event())
     assert world.projects.asked == [[str(PROJECT)]]
-    world.clock.advance(timedelta(seconds=5))
+    world.clock.advance(timedelta(seconds=3))
     await world.send(an_event())
 
     assert len(world.projects.asked) == 2

@@ -95,6 +95,21 @@ class Offsets:
                 self._owner,
             )
 
+    async def holds(self, part: int, epoch: int) -> bool:
+        """Whether nobody has taken the partition since the epoch began."""
+        async with self._db.session() as connection:
+            found: bool = await connection.fetchval(
+                """
+                SELECT EXISTS (
+                    SELECT FROM offsets WHERE topic = $1 AND part = $2 AND epoch = $3
+                )
+                """,
+                self._topic,
+                part,
+                epoch,
+            )
+        return found
+
     async def advance(
         self, connection: Connection, part: int, epoch: int, old: str | None, new: str
     ) -> None:

@@ -67,6 +67,8 @@ class Tenure:
         self._position = holding.token
         self._hinted: str | None = None
         self._noted: tuple[datetime, str | None] | None = None
+        # Where the position has been while the partition's end is asked for.
+        self._passed: set[str | None] | None = None
         self._place = f"{work.topic}/{part}"
 
     async def run(self) -> None:
@@ -90,13 +92,11 @@ class Tenure:
                 _logger.warning("%s waits: %s", self._place, error)
                 await self.worker.pause(self._work.backoff.delay(failures))
             except (OffsetLost, RecordRefused, StreamReplaced) as error:
-                self._stop(error)
-                return
+                return await self._stop(error)
             except Exception as error:
                 unexpected += 1
                 if unexpected >= _MOST_FAILURES:
-                    self._stop(error)
-                    return
+                    return await self._stop(error)
                 _logger.exception("%s failed, attempt %d", self._place, unexpected)
                 await self.worker.pause(self._work.backoff.delay(unexpected))
             else:
@@ -110,8 +110,12 @@ class Tenure:
         """
         if self._noted is not None:
             return False
-        end = await self._work.bus.end(self._work.topic, self.part)
-        if end == self._position:
+        passed = self._passed = {self._position}
+        try:
+            end = await self._work.bus.end(self._work.topic, self.part)
+        finally:
+            self._passed = None
+        if end in passed:
             self.caught_up_at = now
             return True
         self._noted = (now, end)
@@ -163,11 +167,26 @@ class Tenure:
             result = await work.apply(connection, self.part, records)
             await work.offsets.advance(connection, self.part, self.epoch, self._token, last)
         self._token = self._position = last
+        if self._passed is not None:
+            self._passed.update(r.token for r in records)
         if self._noted is not None and any(r.token == self._noted[1] for r in records):
             self.caught_up_at, self._noted = self._noted[0], None
         return result
 
-    def _stop(self, error: Exception) -> None:
+    async def _stop(self, error: Exception) -> None:
+        """Stop for good, unless the partition is another's, who may have had the records go."""
+        failures = 0
+        while True:
+            try:
+                ours = await self._work.offsets.holds(self.part, self.epoch)
+                break
+            except TRANSIENT as unknown:
+                failures += 1
+                self.trouble = f"{self._place}: {unknown}"
+                await self.worker.pause(self._work.backoff.delay(failures))
+        if not ours:
+            _logger.warning("gives up %s: %s", self._place, error)
+            return
         self.stopped = f"{self._place} has stopped: {type(error).__name__}: {error}"
         _logger.error(
             "%s stops until people look at it", self._place, exc_info=error, extra={"alert": True}

@@ -152,7 +152,11 @@ PROBLEMS: dict[int, tuple[str, str, str]] = {
     412: ("PreconditionFailed", "precondition_failed", "The resource has another ETag now."),
     413: ("PayloadTooLarge", "payload_too_large", "The body is too large."),
     415: ("UnsupportedMediaType", "unsupported_media_type", "Another content type or encoding."),
-    422: ("Invalid", "invalid", "The request's shape is wrong; `errors` names each field."),
+    422: (
+        "Invalid",
+        "missing_field",
+        "The request's shape is wrong; `errors` names each field, `code` what they share.",
+    ),
     429: ("RateLimited", "rate_limited", "Too many requests."),
     500: ("InternalError", "internal", "Something went wrong here."),
     503: ("Unavailable", "unavailable", "A part that is needed is down or full."),
