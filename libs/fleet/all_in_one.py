@@ -136,7 +136,7 @@ async def _watch(servers: Sequence[Daemon]) -> None:
             log.error("an embedded server ended and is started again", server=server.name)
             try:
                 await asyncio.to_thread(server.start)
-            except DidNotStart as error:
+            except (DidNotStart, OSError) as error:
                 log.error("an embedded server does not start", error=str(error))
 
 

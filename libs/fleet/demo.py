@@ -7,6 +7,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def _table(
     body = answer.json()
     rows = body["rows"]
     if dimension is not None:
-        rows.sort(key=lambda row: float(row["cost_usd"]), reverse=True)
+        rows.sort(key=lambda row: Decimal(row["cost_usd"]), reverse=True)
     for row in rows:
         label = row["start"][:16].replace("T", " ") if dimension is None else row[dimension]
         table.add_row(account.projects.get(label, label) or "(no model)", *_cells(row))

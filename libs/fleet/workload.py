@@ -54,7 +54,9 @@ MODELS = (
     Model("claude-haiku-4-5", "anthropic", 27, writes=True),
     Model("claude-opus-4-8", "anthropic", 12, writes=True),
     Model("gpt-5-mini", "openai", 12),
-    Model("gemini-2.5-flash", "google", 9),
+    Model("gemini-2.5-flash", "google", 7),
+    # Its tokens cost halves of a nano-dollar.
+    Model("command-r7b", "cohere", 2),
     # Runs in a company's own cluster: nobody lists a price for it.
     Model("acme-support-13b", "acme", 2),
 )

@@ -129,14 +129,13 @@ class Reports:
         unit = "hour" if period == "24h" else "day"
         series = await self._store.query(asked(start, now, unit))
         whole = asked(start, now, "all")
-        totals = await self._store.query(whole)
         previous = await self._store.query(asked(start - PERIODS[period], start, "all"))
         top = {
             name: await self._store.top(whole, dimension, TOP_ITEMS)
             for name, dimension in _TOP.items()
         }
         return Dashboard(
-            period, totals.totals, previous.totals, series.rows, top, series.fresh_until
+            period, series.totals, previous.totals, series.rows, top, series.fresh_until
         )
 
     def _query(self, call: Call, asked: Asked) -> Query:

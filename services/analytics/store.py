@@ -30,6 +30,10 @@ _COLUMNS = ", ".join(SUMS)
 _ROW = f"start, series_id, {_COLUMNS}, latency_bins, latency_counts"
 _SUMMED = ", ".join(f"sum({m})::numeric AS {m}" for m in SUMS)
 
+# The statistics never know the rows of the last minutes: without this the planner joins them with
+# their series by a nested loop, which took 30 times as long for 3,000 rows.
+_PLANNER = "SET LOCAL enable_nestloop = off; SET LOCAL jit = off"
+
 # Adds the moved deltas to one table; the sketches are merged bin by bin.
 _MERGED_BINS = """
     (SELECT coalesce(array_agg(bin ORDER BY bin), '{}'),
@@ -206,6 +210,7 @@ class RollupStore:
         """Rows, totals and freshness, all from one snapshot."""
         sql, arguments = _select(query, self._sources)
         async with self._db.read(Scope((query.org_id,))) as connection:
+            await connection.execute(_PLANNER)
             found = await connection.fetch(sql, *arguments)
         rows = [_row(r) for r in found if r["key"] is not None]
         totals = next(r for r in found if r["key"] is None)
@@ -223,6 +228,7 @@ class RollupStore:
             FROM g WHERE {dimension} IS NOT NULL GROUP BY {dimension}
             ORDER BY sum(cost_nano) DESC, sum(events) DESC, 1 LIMIT ${len(arguments)}"""
         async with self._db.read(Scope((query.org_id,))) as connection:
+            await connection.execute(_PLANNER)
             return [_row(r) for r in await connection.fetch(sql, *arguments)]
 
     async def forget(self, change: Change, part: int, org_id: UUID) -> None:

@@ -25,7 +25,8 @@ COSTS = ("input_usd", "output_usd", "cache_read_usd", "cache_write_usd", "cost_u
 # The stated error of the latency sketch, and of the rounding of a latency to a microsecond.
 P95_ERROR = Decimal("0.0101")
 
-GROUPINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
+Grouping = tuple[str, tuple[str, ...]]
+GROUPINGS: tuple[Grouping, ...] = (
     *(("all", (dimension,)) for dimension in DIMENSIONS),
     ("minute", ()),
     ("hour", ("model",)),
@@ -60,16 +61,30 @@ def read(
         params["page_token"] = page["next_page_token"]
 
 
-def differences(client: httpx.Client, org_id: str, oracle: Oracle) -> list[str]:
+def differences(
+    client: httpx.Client,
+    org_id: str,
+    oracle: Oracle,
+    groupings: Sequence[Grouping] = GROUPINGS,
+) -> list[str]:
     """Every measure of every grouping in which the platform and the oracle differ."""
     found: list[str] = []
-    for granularity, group_by in GROUPINGS:
+    for granularity, group_by in groupings:
         expected = oracle.rows(granularity, group_by)
         for path, measures in (("/analytics/usage", USAGE), ("/analytics/costs", COSTS)):
             label = f"{path} {granularity} by {','.join(group_by) or 'nothing'}"
             pages = list(read(client, path, org_id, granularity, group_by))
-            rows = {_key(r, granularity, group_by): r for page in pages for r in page["rows"]}
+            given = [row for page in pages for row in page["rows"]]
+            rows = {_key(row, granularity, group_by): row for row in given}
+            if len(rows) < len(given):
+                found.append(f"{label}: {len(given) - len(rows)} rows are there again")
             found += _compare_rows(label, rows, expected, measures)
+            found += [
+                f"{label}: {dimension} is {row[dimension]} and was not asked for"
+                for row in given
+                for dimension in set(DIMENSIONS) - set(group_by)
+                if row[dimension] is not None
+            ]
             for page in pages:
                 found += _compare(f"{label} totals", page["totals"], oracle.total(), measures)
     return found

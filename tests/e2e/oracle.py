@@ -27,6 +27,7 @@ PRICES: dict[str, tuple[str | None, ...]] = {
     "claude-opus-4-8": ("5", "25", "0.50", "6.25", "10"),
     "gpt-5-mini": ("0.25", "2", "0.025", None, None),
     "gemini-2.5-flash": ("0.30", "2.50", "0.03", None, None),
+    "command-r7b": ("0.0375", "0.15", None, None, None),
 }
 # The same beyond this many prompt tokens, cached ones included; for the whole request.
 LONG_PROMPTS: dict[str, tuple[int, tuple[str | None, ...]]] = {

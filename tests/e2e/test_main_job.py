@@ -7,6 +7,7 @@ import copy
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ import pytest
 
 from fleet.replay import Outcome, Sender, client, wait_until_fresh
 from fleet.workload import Event, Workload, read_trace
-from tests.e2e.comparison import differences
+from tests.e2e.comparison import GROUPINGS, differences
 from tests.e2e.oracle import PRICES, Oracle
 from tests.e2e.tenant import Tenant, tenant
 
@@ -31,6 +32,7 @@ class Replayed:
     first: Outcome
     second: Outcome
     oracle: Oracle
+    conflicts: int
 
 
 def send(tenant: Tenant, batches: list[list[Event]]) -> Outcome:
@@ -52,11 +54,12 @@ def replayed(address: str) -> Replayed:
     who = tenant(address)
     workload = Workload(read_trace(TRACE), who.projects, datetime.now(UTC), seed=11)
     oracle = Oracle(who.org_id, who.key["id"])
+    before = conflicts(who)
     first = send(who, workload.batches(250))
     oracle.acknowledge(first.acknowledged)
     second = send(who, workload.batches(1000))
     oracle.acknowledge(second.acknowledged)
-    return Replayed(who, first, second, oracle)
+    return Replayed(who, first, second, oracle, conflicts(who) - before)
 
 
 def test_every_event_of_the_trace_is_accepted_both_times(replayed: Replayed):
@@ -73,11 +76,23 @@ def test_no_measure_by_any_dimension_differs_from_the_oracle(replayed: Replayed)
     assert found == []
 
 
+def test_every_repeat_with_another_body_is_a_counted_conflict(replayed: Replayed):
+    assert replayed.oracle.conflicts > 0
+    assert replayed.conflicts == replayed.oracle.conflicts
+
+
+def test_the_comparison_notices_halves_that_are_rounded_up(
+    replayed: Replayed, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tests.e2e.oracle.ROUND_HALF_EVEN", ROUND_HALF_UP)
+    assert differences(replayed.tenant.client, replayed.tenant.org_id, replayed.oracle)
+
+
 def test_the_comparison_notices_one_lost_event(replayed: Replayed):
     books = copy.copy(replayed.oracle)
     lost = next(iter(books.events))
     books.events = {k: v for k, v in books.events.items() if k != lost}
-    assert differences(replayed.tenant.client, replayed.tenant.org_id, books)
+    assert differences(replayed.tenant.client, replayed.tenant.org_id, books, GROUPINGS[:1])
 
 
 def test_the_comparison_notices_one_changed_price(replayed: Replayed):
@@ -85,7 +100,7 @@ def test_the_comparison_notices_one_changed_price(replayed: Replayed):
     changed = {**PRICES, "gpt-5-mini": ("0.251", *PRICES["gpt-5-mini"][1:])}
     books = Oracle(replayed.tenant.org_id, replayed.tenant.key["id"], changed)
     books.events = replayed.oracle.events
-    assert differences(replayed.tenant.client, replayed.tenant.org_id, books)
+    assert differences(replayed.tenant.client, replayed.tenant.org_id, books, GROUPINGS[:1])
 
 
 def test_a_repeat_with_another_body_is_a_counted_conflict(address: str):

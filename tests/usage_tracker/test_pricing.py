@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -22,6 +24,7 @@ from genai_prices.types import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.usage_tracker.domain import pricing
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import (
     LARGEST,
@@ -320,6 +323,20 @@ def test_many_unknown_models_do_not_make_a_known_one_unknown() -> None:
         assert price_of(book, f"unknown-{number}") is None
 
     assert price_of(book, "bot") == first
+
+
+def test_threads_may_share_a_book_that_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pricing, "_REMEMBERED", 1)
+    book = PriceBook([], "none")
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            names = [str(n % 3) for n in range(5_000)]
+            found = set(pool.map(lambda name: book.price(name, None, None, 0), names))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == {None}
 
 
 def test_a_few_listed_prices_with_the_noise_of_a_float_become_whole_nano_dollars(

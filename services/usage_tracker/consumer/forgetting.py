@@ -20,6 +20,8 @@ from services.usage_tracker.store import UsageStore, days_around
 EVERY = timedelta(seconds=5)
 # By then nobody takes events for a deleted organization any more.
 _LAST_ACCEPTED = timedelta(seconds=10)
+# A request may have been received this long before it was accepted, which the watermark tells of.
+_IN_HAND = timedelta(minutes=5)
 _EVICTING = frozenset({"org.deleted", "project.deleted", "project.updated"})
 
 
@@ -62,7 +64,8 @@ class Forgetting:
         watermark = await self._store.least_watermark(self._partitions)
         if watermark is None:
             return 0
-        await self._store.expire((watermark - self._raw).date(), (watermark - self._ids).date())
+        received = watermark - _IN_HAND
+        await self._store.expire((received - self._raw).date(), (received - self._ids).date())
         return await self._store.forget_deleted(self._partitions, watermark - _LAST_ACCEPTED)
 
     async def org_deleted(self, change: Change, message: OrgDeleted, envelope: Envelope) -> None:

@@ -124,7 +124,7 @@ def half_even(numerator: int, denominator: int) -> int:
 
 
 class PriceBook:
-    """Finds prices and keeps what it has found.
+    """Finds prices and keeps what it has found; threads may share it.
 
     Args:
         providers: the price data.
@@ -146,11 +146,12 @@ class PriceBook:
     ) -> Price | None:
         """The price in force at a time (microseconds since 1970); None where there is none."""
         key = (model, provider, service_tier)
-        if key not in self._tariffs:
+        tariff = self._tariffs.get(key)
+        if tariff is None and key not in self._tariffs:
+            tariff = self._tariff(*key)
             if len(self._tariffs) >= _REMEMBERED:
                 self._tariffs.clear()
-            self._tariffs[key] = self._tariff(*key)
-        tariff = self._tariffs[key]
+            self._tariffs[key] = tariff
         return tariff.price(at) if tariff is not None else None
 
     def _tariff(self, model: str, provider: str | None, tier: str | None) -> _Tariff | None:
