@@ -41,12 +41,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model in the mix; ``writes`` where its provider bills cache writes."""
+    """A model in the mix; ``reads`` and ``writes`` where its provider bills those of a cache."""
 
     name: str
     provider: str
     weight: int
     writes: bool = False
+    reads: bool = True
 
 
 MODELS = (
@@ -56,7 +57,7 @@ MODELS = (
     Model("gpt-5-mini", "openai", 12),
     Model("gemini-2.5-flash", "google", 7),
     # Its tokens cost halves of a nano-dollar.
-    Model("command-r7b", "cohere", 2),
+    Model("command-r7b", "cohere", 2, reads=False),
     # Runs in a company's own cluster: nobody lists a price for it.
     Model("acme-support-13b", "acme", 2),
 )
@@ -223,7 +224,7 @@ class Workload:
             "request_id": f"req_{rng.getrandbits(64):016x}",
         }
         tokens = {"output_tokens": request.generated}
-        if rng.random() < self.shares.cached:
+        if model.reads and rng.random() < self.shares.cached:
             tokens["cache_read_tokens"] = rng.randrange(context + 1)
             if model.writes:
                 rest = context - tokens["cache_read_tokens"]

@@ -588,17 +588,11 @@ async def test_the_watermark_moves_on_while_nothing_arrives(
     topic: str, make: Make, ledger: Ledger
 ) -> None:
     clock = ManualClock(datetime(2026, 11, 21, tzinfo=UTC))
-    idle: list[int] = []
-
-    async def on_idle(part: int) -> None:
-        idle.append(part)
-
-    consumer = await make(clock=clock, cadence=0.02, idle=on_idle)
+    consumer = await make(clock=clock, cadence=0.02)
     for _ in range(3):
         clock.advance(timedelta(seconds=1))
         for part in (0, 1):
             await eventually(partial(caught_up, consumer, part, clock.now()))
-    assert set(idle) == {0, 1}
     assert consumer.caught_up_at(7) is None
 
 
@@ -688,22 +682,6 @@ async def test_a_late_answer_about_the_end_does_not_hold_the_watermark(
     accepted_at = ledger.now()
     late.gate.set()
     await eventually(lambda: (consumer.caught_up_at(0) or accepted_at) > accepted_at)
-
-
-async def test_an_idle_hook_that_fails_stops_nothing(
-    bus: Bus, topic: str, make: Make, ledger: Ledger
-) -> None:
-    calls: list[int] = []
-
-    async def on_idle(part: int) -> None:
-        calls.append(part)
-        raise KeyError("a bug")
-
-    consumer = await make(idle=on_idle, cadence=0.01)
-    await eventually(lambda: len(calls) > 10)
-    await publish(bus, topic, range(3))
-    await eventually(partial(ledger.holds, 0, [0, 1, 2]))
-    assert consumer.status().live
 
 
 async def test_stopping_needs_no_broker(

@@ -256,3 +256,21 @@ async def test_a_cancelled_fetch_ends_at_once_and_spoils_no_connection(
         assert fetching.cancelled() or fetching.result() == []
     assert len(await bus.fetch(topic, 0, None, max_records=3, wait=0)) == 3
     assert await bus.end(topic, 0) == tokens[-1]
+
+
+async def test_a_server_that_is_busy_with_another_script_is_unavailable(
+    bus: RedisStreamsBus, broker: RedisStreams, server: Any
+) -> None:
+    before = (await server.config_get("lua-time-limit"))["lua-time-limit"]
+    await server.config_set("lua-time-limit", 50)
+    endless = asyncio.create_task(server.eval("while true do end", 0))
+    try:
+        await asyncio.sleep(0.5)
+        with pytest.raises(BusUnavailable):
+            await bus.ping()
+    finally:
+        async with redis.asyncio.Redis.from_url(broker.address) as other:
+            await other.script_kill()
+        with pytest.raises(redis.exceptions.ResponseError):
+            await endless
+        await server.config_set("lua-time-limit", before)

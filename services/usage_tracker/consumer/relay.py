@@ -108,7 +108,7 @@ class WindowsRelay:
         return self._status
 
     async def step(self) -> None:
-        """Send what there is, then the watermarks.
+        """Send what there is, then the watermarks; a stop ends it between two batches.
 
         Raises:
             Unavailable: the broker or the database is, or the broker is full.
@@ -121,7 +121,7 @@ class WindowsRelay:
         }
         for part in parts:
             await self._send_deltas(part)
-        if watermarks:
+        if watermarks and not self._ending.is_set():
             await self._send_watermarks(watermarks)
 
     async def _run(self) -> None:
@@ -153,7 +153,10 @@ class WindowsRelay:
         self._added.clear()
 
     async def _send_deltas(self, part: int) -> None:
-        while (columns := await self._store.unsent(part, _BATCH)) is not None:
+        while not self._ending.is_set():
+            columns = await self._store.unsent(part, _BATCH)
+            if columns is None:
+                return
             await self._bus.publish(WINDOWS_TOPIC, self._records(part, columns))
             await self._store.sent(part, columns["seq"][-1])
             count = len(columns["seq"])

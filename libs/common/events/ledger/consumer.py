@@ -33,8 +33,7 @@ class PartitionConsumer:
     effects and the partition's new place commit together. It may run again for the same records
     when that transaction failed, so what it keeps in memory belongs into ``after``, which runs
     once the batch has committed, with what ``apply`` returned. ``on_take`` runs when a partition
-    was taken, before its first batch. ``idle`` runs at every ``cadence`` at which everything in
-    the partition is applied.
+    was taken, before its first batch.
 
     An error that may pass is tried again for ever. Another birth id of the stream, records that
     are gone, ``RecordRefused`` and the same unexpected error five times in a row stop the
@@ -52,7 +51,6 @@ class PartitionConsumer:
         apply: Apply,
         after: After | None = None,
         on_take: PartHook | None = None,
-        idle: PartHook | None = None,
         clock: Clock | None = None,
         max_records: int = 64,
         lease: float = 10.0,
@@ -70,7 +68,6 @@ class PartitionConsumer:
             apply: see above.
             after: see above.
             on_take: see above.
-            idle: see above.
             clock: for watermarks; the database's when absent.
             max_records: in a batch.
             lease: seconds after which a dead owner's partitions are taken.
@@ -81,7 +78,6 @@ class PartitionConsumer:
         self._bus = bus
         self._topic = topic
         self._group = group
-        self._idle = idle
         self._clock = clock or db.clock
         self._lease = lease
         self._cadence = cadence
@@ -230,13 +226,11 @@ class PartitionConsumer:
         try:
             caught_up = await tenure.look(self._clock.now())
             await tenure.hint()
-            if caught_up and self._idle is not None:
-                await self._idle(tenure.part)
         except Unavailable as error:
             _logger.debug("%s/%d: no look at it: %s", self._topic, tenure.part, error)
             return False
         except Exception:
-            _logger.exception("%s/%d: its idle hook failed", self._topic, tenure.part)
+            _logger.exception("%s/%d cannot be looked at", self._topic, tenure.part)
             return False
         return caught_up
 

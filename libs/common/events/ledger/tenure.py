@@ -92,11 +92,13 @@ class Tenure:
                 _logger.warning("%s waits: %s", self._place, error)
                 await self.worker.pause(self._work.backoff.delay(failures))
             except (OffsetLost, RecordRefused, StreamReplaced) as error:
-                return await self._stop(error)
+                await self._stop(error)
+                return
             except Exception as error:
                 unexpected += 1
                 if unexpected >= _MOST_FAILURES:
-                    return await self._stop(error)
+                    await self._stop(error)
+                    return
                 _logger.exception("%s failed, attempt %d", self._place, unexpected)
                 await self.worker.pause(self._work.backoff.delay(unexpected))
             else:
