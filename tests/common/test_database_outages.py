@@ -236,3 +236,13 @@ async def test_closing_ends_what_does_not_end_by_itself(
         await outlive()
     with pytest.raises(Unavailable):
         await database.ping()
+
+
+async def test_a_connection_used_between_its_end_and_the_notice_of_it_is_unavailable(
+    db: Database,
+) -> None:
+    with pytest.raises(Unavailable):
+        async with db.session():
+            # What asyncpg says once the server's last word has come and the socket still stands.
+            raise asyncpg.InternalClientError("cannot switch to state 11")
+    assert await labels(db) == []

@@ -84,10 +84,11 @@ def test_a_second_one_on_the_same_folder_is_refused_with_a_clear_line(
 
 def test_it_stops_in_order_and_finds_its_data_again(platform: Platform) -> None:
     user = register(platform.address)
-    servers = [p.pid for p in platform.processes() if p.pid != platform.process.pid]
+    servers = [p for p in platform.processes() if p.pid != platform.process.pid]
 
     assert platform.stop() == 0
-    assert not any(psutil.pid_exists(pid) for pid in servers)
+    _, left_behind = psutil.wait_procs(servers, timeout=30)
+    assert left_behind == []
     assert not (platform.data / "run.json").exists()
 
     platform.start()

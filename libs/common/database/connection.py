@@ -31,6 +31,8 @@ _LOST = (
     asyncpg.InsufficientResourcesError,
     asyncpg.QueryCanceledError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    # The server has said goodbye to an idle connection, whose end has not been read yet.
+    asyncpg.InternalClientError,
 )
 # Rolled back by the server through no fault of the statement: the same call may succeed again.
 _ROLLED_BACK = (

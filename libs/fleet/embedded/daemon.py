@@ -159,8 +159,8 @@ class Daemon(ABC):
         """Whether it ends in time; one that nobody has reaped yet has ended too."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            self._reap()
             if not _runs(process):
+                self._reap()
                 return True
             time.sleep(_POLL)
         return False

@@ -119,7 +119,9 @@ class Broker:
         except failures.ReadOnlyError as error:
             raise BusUnavailable from error
         except failures.ResponseError as error:
-            if str(error).startswith(("MISCONF", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")):
+            if str(error).startswith(
+                ("MISCONF", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "BUSY ")
+            ):
                 _logger.warning("the broker at %s takes nothing: %s", self.address, error)
                 raise BusUnavailable from error
             raise
