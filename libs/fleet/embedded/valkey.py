@@ -13,7 +13,7 @@ from fleet.embedded.daemon import Daemon, fits_a_socket, free_port
 _BROKER = {
     "appendonly": "yes",
     "appendfsync": "always",
-    "maxmemory": "256mb",
+    "maxmemory": "384mb",
     "maxmemory-policy": "noeviction",
 }
 _CACHE = {
