@@ -20,7 +20,7 @@ from fleet.process import Platform, PlatformEnded
 from fleet.replay import Outcome, client, send_with_progress, wait_until_fresh
 from fleet.workload import Request, Workload, generate, read_trace
 
-TABLE_WIDTH = 112
+TABLE_WIDTH = 132
 TRACE = Path("../shared/data/azure-llm-2023-conv.csv")
 
 
@@ -145,10 +145,10 @@ def _table(
     http: httpx.Client, account: Account, title: str, granularity: str, dimension: str | None
 ) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column(title.removeprefix("By "))
+    table.add_column(title.removeprefix("By "), no_wrap=True)
     for name in ("Events", "Errors", "Unpriced", "Input", "Output", "Cache read", "Cache write"):
-        table.add_column(name, justify="right")
-    table.add_column("Cost, USD", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Cost, USD", justify="right", no_wrap=True)
     now = datetime.now(UTC)
     params: dict[str, str | int] = {
         "org_id": account.org_id,
@@ -184,7 +184,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
         "cache_read_tokens",
         "cache_write_tokens",
     )
-    return [*(f"{row[name]:,}" for name in counts), row["cost_usd"]]
+    unpriced = row["unpriced_events"] and not Decimal(row["cost_usd"])
+    cost = "unpriced" if unpriced else row["cost_usd"]
+    return [*(f"{row[name]:,}" for name in counts), cost]
 
 
 def _next_steps(console: Console, address: str, account: Account) -> None:
