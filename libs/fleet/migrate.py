@@ -6,8 +6,13 @@ import asyncio
 from collections.abc import Sequence
 
 from common.database import bootstrap, migrate
+from common.errors import Unavailable
+from common.lifecycle import NotReady
 from common.service import Service
 from common.settings import Settings
+
+# Seconds between two tries at a server that does not answer.
+_AGAIN = 0.5
 
 
 async def migrate_all(services: Sequence[Service], settings: Settings) -> dict[str, list[str]]:
@@ -15,6 +20,9 @@ async def migrate_all(services: Sequence[Service], settings: Settings) -> dict[s
 
     Returns:
         What was applied now, by service.
+
+    Raises:
+        NotReady: a database server did not answer in time.
     """
     owners = [service for service in services if service.migrations is not None]
     applied = await asyncio.gather(*(_migrate(service, settings) for service in owners))
@@ -22,8 +30,23 @@ async def migrate_all(services: Sequence[Service], settings: Settings) -> dict[s
 
 
 async def _migrate(service: Service, settings: Settings) -> list[str]:
-    if service.migrations is None:
-        return []
+    """Waits for a database server that is not up yet.
+
+    Raises:
+        NotReady: it did not come in time.
+    """
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + settings.startup_timeout
+    while True:
+        try:
+            return await _bootstrap_and_migrate(service, settings)
+        except Unavailable as error:
+            if loop.time() > give_up:
+                raise NotReady(f"the database of {service.name}: {error}") from error
+        await asyncio.sleep(_AGAIN)
+
+
+async def _bootstrap_and_migrate(service: Service, settings: Settings) -> list[str]:
     # A database that is named for the service alone was made by whoever named it.
     if settings.database_url is not None and service.name not in settings.database_owner_urls:
         await bootstrap(settings.database_url, service.name, settings)
