@@ -14,12 +14,16 @@ import pytest
 import uvloop
 
 from common.clock import SystemClock
+from common.database import Database, bootstrap, migrate
+from common.events.envelope import Envelope, decode
 from common.settings import Settings, load_settings
 from fleet.embedded import Postgres, Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("unit", "store", "rpc", "bus", "e2e")
 SECRET = "a secret of the tests, longer than needed"
+
+Published = Callable[[], Awaitable[list[Envelope]]]
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -90,7 +94,6 @@ async def service_database(settings: Settings) -> AsyncIterator[Callable[..., Aw
     The database is empty, migrated and the test module's own; what is returned is its
     ``Database`` as the runtime role. ``folder`` names other migrations than the service's.
     """
-    from common.database import Database, bootstrap, migrate
     from common.testing import sealer_of, silent_telemetry
 
     async with AsyncExitStack() as stack:
@@ -101,7 +104,7 @@ async def service_database(settings: Settings) -> AsyncIterator[Callable[..., Aw
             stack.push_async_callback(_drop, admin_dsn, name)
             migrations = folder or ROOT / "services" / name / "migrations"
             await migrate(settings.owner_dsn(name), name, migrations)
-            given = {
+            given: dict[str, Any] = {
                 "name": name,
                 "size": 4,
                 "clock": SystemClock(),
@@ -119,3 +122,19 @@ async def _drop(admin_dsn: str, name: str) -> None:
     connection = await asyncpg.connect(admin_dsn)
     await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
     await connection.close()
+
+
+@pytest.fixture
+async def published(database: Database) -> Published:
+    """Reads what this test has written to the outbox so far, in order."""
+    async with database.session() as connection:
+        start = await connection.fetchval("SELECT coalesce(max(id), 0) FROM outbox")
+
+    async def read() -> list[Envelope]:
+        async with database.session() as connection:
+            rows = await connection.fetch(
+                "SELECT value FROM outbox WHERE id > $1 ORDER BY id", start
+            )
+        return [decode(row["value"]) for row in rows]
+
+    return read

@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     id_retention_days: int = Field(default=8, ge=2)
     clock_skew_ms: int = Field(default=200, ge=0)
 
-    pool_size: int = Field(default=6, ge=2)
+    pool_size: int = Field(default=4, ge=2)
     access_token_ttl: int = Field(default=600, ge=30, le=900)
     refresh_token_ttl: int = Field(default=30 * 86400, ge=600)
     limits: Limits = Limits()

@@ -13,7 +13,6 @@ import pytest
 from common.clock import ManualClock
 from common.database import Change, Database
 from common.errors import Conflict, Unavailable
-from common.events.envelope import Envelope, decode
 from mindweave.team.v1.team_pb2 import (
     CloseOrgRequest,
     CloseOrgResponse,
@@ -22,6 +21,7 @@ from mindweave.team.v1.team_pb2 import (
 )
 from services.account.actions import OrgActions, Sweeper
 from services.account.domain import Org
+from tests.conftest import Published
 
 START = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
@@ -73,25 +73,6 @@ def clock() -> ManualClock:
 async def database(service_database: Callable[..., Awaitable[Any]], clock: ManualClock) -> Database:
     made: Database = await service_database("account", clock=clock)
     return made
-
-
-Published = Callable[[], Awaitable[list[Envelope]]]
-
-
-@pytest.fixture
-async def published(database: Database) -> Published:
-    """Reads what this test has written to the outbox so far, in order."""
-    async with database.session() as connection:
-        start = await connection.fetchval("SELECT coalesce(max(id), 0) FROM outbox")
-
-    async def read() -> list[Envelope]:
-        async with database.session() as connection:
-            rows = await connection.fetch(
-                "SELECT value FROM outbox WHERE id > $1 ORDER BY id", start
-            )
-        return [decode(row["value"]) for row in rows]
-
-    return read
 
 
 async def types(published: Published) -> list[str]:

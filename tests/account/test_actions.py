@@ -12,7 +12,8 @@ from common.clock import ManualClock
 from common.errors import PreconditionFailed
 from services.account.actions import OrgActions
 from services.account.domain import Org
-from tests.account.conftest import Creator, Published, Team, delete, types
+from tests.account.conftest import Creator, Team, delete, types
+from tests.conftest import Published
 
 pytestmark = pytest.mark.store
 

@@ -31,7 +31,7 @@ from services.account.actions import OrgActions
 from services.account.rpc import AccountServicer
 from services.team.actions import MemberActions
 from services.team.rpc import TeamServicer
-from tests.account.conftest import Published
+from tests.conftest import Published
 
 pytestmark = pytest.mark.rpc
 

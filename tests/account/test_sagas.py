@@ -15,7 +15,8 @@ from common.errors import MindWeaveError, NotFound, Unavailable
 from services.account.actions import GRACE, OPENING_KEPT, PATIENCE, OrgActions, Sweeper
 from services.account.domain import KeyReused, Org, OrgNotOpened
 from services.account.store import OrgStore
-from tests.account.conftest import Creator, Published, Team, delete, types
+from tests.account.conftest import Creator, Team, delete, types
+from tests.conftest import Published
 
 pytestmark = pytest.mark.store
 

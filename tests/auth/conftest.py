@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from common.clock import ManualClock
 from common.database import Database
-from common.events.envelope import Envelope, decode
+from common.errors import MindWeaveError
 from common.identity.call import Principal
 from common.identity.tokens import TokenVerifier, published_keys
 from common.rpc.client import Answer
@@ -27,8 +27,8 @@ from services.auth.service import build
 # Later than any run: what protovalidate calls the future is not on this clock.
 START = datetime(2060, 7, 1, 12, tzinfo=UTC)
 PASSWORD = "an uncommon pass phrase"
-
-Published = Callable[[], Awaitable[list[Envelope]]]
+NEW_PASSWORD = "another uncommon pass phrase"
+SERVICE = Principal("service")
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +49,6 @@ async def cache(settings: Settings) -> AsyncIterator[Redis]:
     await cache.flushdb()
     yield cache
     await cache.aclose()
-
-
-@pytest.fixture
-async def published(database: Database) -> Published:
-    """Reads what this test has written to the outbox so far, in order."""
-    async with database.session() as connection:
-        start = await connection.fetchval("SELECT coalesce(max(id), 0) FROM outbox")
-
-    async def read() -> list[Envelope]:
-        async with database.session() as connection:
-            rows = await connection.fetch(
-                "SELECT value FROM outbox WHERE id > $1 ORDER BY id", start
-            )
-        return [decode(row["value"]) for row in rows]
-
-    return read
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +134,22 @@ class Auth:
 @pytest.fixture(scope="module")
 def auth(served: Served, settings: Settings, clock: ManualClock) -> Auth:
     return Auth(served, settings, clock)
+
+
+@pytest.fixture
+async def person(auth: Auth) -> Person:
+    return await auth.register()
+
+
+@pytest.fixture
+async def caller(auth: Auth) -> Principal:
+    return await auth.sign_in(await auth.register())
+
+
+async def outcome(attempt: Any) -> str:
+    """How a call went: "ok", or the code of its error."""
+    try:
+        await attempt
+    except MindWeaveError as error:
+        return error.code
+    return "ok"

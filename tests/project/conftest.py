@@ -12,7 +12,6 @@ import pytest
 from common.clock import ManualClock
 from common.database import Database
 from common.errors import NotFound, Unavailable
-from common.events.envelope import Envelope, decode
 from common.identity.call import Principal
 from common.rpc.client import Answer
 from common.testing import Served, a_user, serve
@@ -107,25 +106,6 @@ async def database(service_database: Callable[..., Awaitable[Any]], clock: Manua
 @pytest.fixture
 def org_id() -> UUID:
     return uuid4()
-
-
-Published = Callable[[], Awaitable[list[Envelope]]]
-
-
-@pytest.fixture
-async def published(database: Database) -> Published:
-    """Reads what this test has written to the outbox so far, in order."""
-    async with database.session() as connection:
-        start = await connection.fetchval("SELECT coalesce(max(id), 0) FROM outbox")
-
-    async def read() -> list[Envelope]:
-        async with database.session() as connection:
-            rows = await connection.fetch(
-                "SELECT value FROM outbox WHERE id > $1 ORDER BY id", start
-            )
-        return [decode(row["value"]) for row in rows]
-
-    return read
 
 
 SERVICE = "mindweave.project.v1.ProjectService"

@@ -16,7 +16,8 @@ from common.errors import Invalid, NotFound, PermissionDenied, PreconditionFaile
 from common.identity.call import Call, Principal
 from services.project.actions import KeyActions, ProjectActions
 from services.project.domain import OrgClosed, Project, ScopeBeyondCaller
-from tests.project.conftest import Auth, Published
+from tests.conftest import Published
+from tests.project.conftest import Auth
 
 pytestmark = pytest.mark.store
 

@@ -19,7 +19,7 @@ from mindweave.account.v1.events_pb2 import OrgDeleted, OrgUpdated
 from services.project.actions import ProjectActions
 from services.project.consumer import TOPICS, handlers
 from tests.common.waiting import eventually
-from tests.project.conftest import Published
+from tests.conftest import Published
 
 pytestmark = pytest.mark.bus
 

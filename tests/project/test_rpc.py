@@ -23,7 +23,8 @@ from common.testing import FakeAccess, Served, a_project_key, a_user, serve
 from mindweave.project.v1 import project_pb2 as pb
 from services.project.actions import KeyActions, ProjectActions
 from services.project.rpc import ProjectServicer
-from tests.project.conftest import SERVICE, Auth, Published, call, created, requests, with_key
+from tests.conftest import Published
+from tests.project.conftest import SERVICE, Auth, call, created, requests, with_key
 
 pytestmark = pytest.mark.rpc
 

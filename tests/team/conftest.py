@@ -12,7 +12,6 @@ import pytest
 from common.clock import SystemClock
 from common.database import Database
 from common.errors import Unavailable
-from common.events.envelope import Envelope, decode
 from mindweave.auth.v1.auth_pb2 import ListProfilesRequest, ListProfilesResponse, Profile
 from services.team.actions import MemberActions
 
@@ -57,22 +56,3 @@ async def database(service_database: Callable[..., Awaitable[Any]]) -> Database:
 @pytest.fixture
 def actions(database: Database, auth: Auth) -> MemberActions:
     return MemberActions(database, auth, SystemClock())
-
-
-Published = Callable[[], Awaitable[list[Envelope]]]
-
-
-@pytest.fixture
-async def published(database: Database) -> Published:
-    """Reads what this test has written to the outbox so far, in order."""
-    async with database.session() as connection:
-        start = await connection.fetchval("SELECT coalesce(max(id), 0) FROM outbox")
-
-    async def read() -> list[Envelope]:
-        async with database.session() as connection:
-            rows = await connection.fetch(
-                "SELECT value FROM outbox WHERE id > $1 ORDER BY id", start
-            )
-        return [decode(row["value"]) for row in rows]
-
-    return read

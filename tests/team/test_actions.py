@@ -22,7 +22,8 @@ from services.team.domain import (
     UserNotFound,
 )
 from services.team.store import MemberStore
-from tests.team.conftest import Auth, Published
+from tests.conftest import Published
+from tests.team.conftest import Auth
 
 pytestmark = pytest.mark.store
 

@@ -31,7 +31,8 @@ from services.team.actions import MemberActions
 from services.team.domain import Member
 from services.team.rpc import TeamServicer
 from services.team.store import MemberStore
-from tests.team.conftest import Auth, Published
+from tests.conftest import Published
+from tests.team.conftest import Auth
 
 pytestmark = pytest.mark.rpc
 

@@ -24,7 +24,7 @@ _UNPRIVILEGED = "nobody"
 _TLS_QUESTION = (8).to_bytes(4) + (80877103).to_bytes(4)
 
 _OPTIONS = {
-    "shared_buffers": "64MB",
+    "shared_buffers": "24MB",
     "max_connections": "100",
     "max_wal_size": "1GB",
     "fsync": "on",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -10,7 +10,6 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from common.clock import ManualClock
 from common.database import Database, Scope
 from common.events.bus import Backoff, BusFull, Outgoing, TopicUnknown
 from common.events.envelope import Envelope, decode
@@ -20,10 +19,8 @@ from common.settings import Settings
 from common.testing import silent_telemetry
 from tests.common.brokers import RedisStreams
 from tests.common.outboxes import (
-    COUNTERS,
     NAME,
     QUICK,
-    START,
     TOPIC,
     Counting,
     Receiver,
@@ -39,22 +36,6 @@ from tests.common.outboxes import (
 from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.store
-
-
-@pytest.fixture(scope="module")
-async def db(
-    service_database: Callable[..., Awaitable[Database]], tmp_path_factory: pytest.TempPathFactory
-) -> Database:
-    folder = tmp_path_factory.mktemp("migrations")
-    (folder / "0001_counters.sql").write_text(COUNTERS)
-    return await service_database(NAME, folder, size=8, clock=ManualClock(START))
-
-
-@pytest.fixture(autouse=True)
-async def _empty_outbox(db: Database) -> AsyncIterator[None]:
-    yield
-    async with db.session() as connection:
-        await connection.execute("DELETE FROM outbox")
 
 
 async def test_events_of_one_row_keep_the_order_of_its_changes(db: Database) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from uuid import uuid4
@@ -19,7 +19,6 @@ from common.testing import silent_telemetry
 from fleet.embedded import Valkey
 from mindweave.account.v1.events_pb2 import OrgCreated
 from tests.common.outboxes import (
-    COUNTERS,
     NAME,
     QUICK,
     START,
@@ -36,22 +35,6 @@ from tests.common.outboxes import (
 from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.store
-
-
-@pytest.fixture(scope="module")
-async def db(
-    service_database: Callable[..., Awaitable[Database]], tmp_path_factory: pytest.TempPathFactory
-) -> Database:
-    folder = tmp_path_factory.mktemp("migrations")
-    (folder / "0001_counters.sql").write_text(COUNTERS)
-    return await service_database(NAME, folder, size=8, clock=ManualClock(START))
-
-
-@pytest.fixture(autouse=True)
-async def _empty_outbox(db: Database) -> AsyncIterator[None]:
-    yield
-    async with db.session() as connection:
-        await connection.execute("DELETE FROM outbox")
 
 
 def age(db: Database) -> float | None:

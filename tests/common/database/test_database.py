@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -15,55 +13,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry
 
-from common.clock import SystemClock
 from common.database import Database, Scope, UnsafeRole, migrate
 from common.errors import NotFound, Unavailable
 from common.settings import Settings
 from common.telemetry import Metrics, SpanKind, Telemetry, Tracing
-from common.testing import sealer_of, silent_telemetry
 from mindweave.account.v1.events_pb2 import OrgDeleted
+from tests.common.database.conftest import NAME, labels, opened
 
 pytestmark = pytest.mark.store
-
-NAME = "plain"
-MIGRATION = """
-CREATE TABLE notes (id int PRIMARY KEY, label text);
-CREATE TABLE kinds (id uuid, at timestamptz, day date, tree jsonb, raw bytea, ids uuid[]);
-"""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("migrations")
-    (folder / "0001_notes.sql").write_text(MIGRATION)
-    return folder
-
-
-@pytest.fixture(scope="module")
-async def db(service_database: Callable[..., Awaitable[Database]], folder: Path) -> Database:
-    return await service_database(NAME, folder)
-
-
-@pytest.fixture(autouse=True)
-async def _no_notes(db: Database) -> None:
-    async with db.change(Scope()) as change:
-        await change.connection.execute("DELETE FROM notes")
-
-
-async def opened(dsn: str, settings: Settings, **options: Any) -> Database:
-    given: dict[str, Any] = {
-        "name": NAME,
-        "size": 2,
-        "clock": SystemClock(),
-        "sealer": sealer_of(settings, NAME),
-        "telemetry": silent_telemetry(NAME),
-    }
-    return await Database.open(dsn, **given | options)
-
-
-async def labels(db: Database) -> list[str]:
-    async with db.read(Scope()) as connection:
-        return [r["label"] for r in await connection.fetch("SELECT label FROM notes ORDER BY id")]
 
 
 async def test_a_change_commits_where_its_block_ends(db: Database) -> None:

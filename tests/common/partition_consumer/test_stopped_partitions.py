@@ -1,0 +1,136 @@
+"""What stops a partition with an alert, and what does not."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from common.database import Connection, Database
+from common.events.bus import Bus, Record
+from common.events.ledger import RecordRefused
+from tests.common.brokers import RedisStreams
+from tests.common.partition_consumer.conftest import NAME, Ledger, Make, publish, stopped
+from tests.common.waiting import eventually
+
+pytestmark = pytest.mark.bus
+
+
+async def test_a_refused_record_stops_its_partition_and_is_never_skipped(
+    bus: Bus, topic: str, make: Make, ledger: Ledger, db: Database
+) -> None:
+    async def apply(connection: Connection, part: int, records: list[Record]) -> None:
+        await ledger.apply(connection, part, records)
+        if any(r.value == b"13" for r in records):
+            raise RecordRefused("13 is no number")
+
+    await publish(bus, topic, range(10))
+    consumer = await make(apply=apply)
+    await eventually(partial(ledger.holds, 0, list(range(10))))
+    await publish(bus, topic, range(10, 20))
+    await publish(bus, topic, range(5), part=1)
+    await eventually(lambda: stopped(consumer, "13 is no number"))
+    assert f"{topic}/0 has stopped: RecordRefused" in consumer.status().detail
+    exposed = db.telemetry.metrics.exposition().decode()
+    assert f'partition="0",service="{NAME}",topic="{topic}"}} 1.0' in exposed
+    await eventually(partial(ledger.holds, 1, list(range(5))))
+    assert await ledger.numbers(0) == list(range(10))
+    assert await bus.end(topic + ".dead", 0) is None
+    assert consumer.held() == [1]
+    assert consumer.caught_up_at(0) is None
+
+    await consumer.stop()
+    await make()
+    await eventually(partial(ledger.holds, 0, list(range(20))))
+
+
+async def test_the_same_unexpected_error_again_and_again_stops_the_partition(
+    bus: Bus, topic: str, make: Make, ledger: Ledger
+) -> None:
+    tries = 0
+
+    async def apply(connection: Connection, part: int, records: list[Record]) -> None:
+        nonlocal tries
+        tries += 1
+        raise KeyError("a bug")
+
+    await publish(bus, topic, range(3))
+    consumer = await make(apply=apply)
+    await eventually(lambda: stopped(consumer, "KeyError"))
+    assert tries == 5
+    assert await ledger.numbers(0) == []
+
+
+async def test_an_unexpected_error_that_does_not_come_back_is_survived(
+    bus: Bus, topic: str, make: Make, ledger: Ledger
+) -> None:
+    tries = 0
+
+    async def apply(connection: Connection, part: int, records: list[Record]) -> None:
+        nonlocal tries
+        await ledger.apply(connection, part, records)
+        tries += 1
+        if tries < 3:
+            raise KeyError("once in a while")
+
+    await publish(bus, topic, range(3))
+    consumer = await make(apply=apply)
+    await eventually(partial(ledger.holds, 0, [0, 1, 2]))
+    assert consumer.status().live
+
+
+async def test_records_that_are_gone_stop_the_partition(
+    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
+) -> None:
+    first = await make()
+    await publish(bus, topic, range(5))
+    await eventually(partial(ledger.holds, 0, list(range(5))))
+    await first.stop()
+    tokens = await publish(bus, topic, range(5, 10))
+    await broker.forget(topic, 0, tokens[2])
+    consumer = await make()
+    await eventually(lambda: stopped(consumer, "OffsetLost"))
+    assert await ledger.numbers(0) == list(range(5))
+
+
+async def test_a_replaced_stream_stops_the_partition_at_its_taking(
+    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
+) -> None:
+    first = await make()
+    await publish(bus, topic, range(5))
+    await eventually(partial(ledger.holds, 0, list(range(5))))
+    await first.stop()
+    broker.replace()
+    await asyncio.sleep(0.1)
+    await publish(bus, topic, range(5, 15))
+    consumer = await make()
+    await eventually(lambda: stopped(consumer, "StreamReplaced"))
+    await eventually(lambda: consumer.held() == [])
+    assert await ledger.numbers(0) == list(range(5))
+
+
+@pytest.mark.parametrize("applied", [0, 5])
+async def test_a_stream_replaced_under_a_running_consumer_stops_it(
+    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger, applied: int
+) -> None:
+    consumer = await make()
+    await publish(bus, topic, range(applied))
+    await eventually(partial(ledger.holds, 0, list(range(applied))))
+    await eventually(lambda: consumer.held() == [0, 1])
+    broker.replace()
+    await asyncio.sleep(0.1)
+    await publish(bus, topic, range(100, 100 + applied + 1))
+    await eventually(lambda: stopped(consumer, f"{topic}/0 has stopped"))
+    assert await ledger.numbers(0) == list(range(applied))
+
+
+async def test_a_partition_whose_first_records_are_gone_begins_with_what_comes(
+    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
+) -> None:
+    tokens = await publish(bus, topic, range(5))
+    await broker.forget(topic, 0, tokens[-1])
+    consumer = await make()
+    await eventually(lambda: consumer.caught_up_at(0) is not None)
+    await publish(bus, topic, range(5, 8))
+    await eventually(partial(ledger.holds, 0, [5, 6, 7]))
