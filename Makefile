@@ -11,7 +11,11 @@ RUN := $(UV) run --no-sync
 # What buf compares the protos with: the descriptors of the last release.
 RELEASED := proto/released.binpb
 
-.PHONY: help setup demo test lint proto e2e bench clean
+LISTEN ?= 127.0.0.1:8080
+DATA ?= .data
+BROKER ?= kafka
+
+.PHONY: help setup demo up test lint proto e2e bench clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +28,10 @@ setup: $(if $(filter uv,$(UV)),,.tools/bin/uv)
 
 demo: setup ## start the platform, replay an hour of usage, print its cost (ONCE=1: then end)
 	@$(RUN) mindweave demo $(if $(ONCE),--once)
+
+up: setup ## a process per service, until Ctrl-C (LISTEN, DATA, BROKER=kafka|redis-streams, SCALE=gateway=2)
+	@exec .venv/bin/mindweave up --listen $(LISTEN) --data $(DATA) --broker $(BROKER) \
+	  $(foreach count,$(SCALE),--scale $(count))
 
 test: lint ## everything: lint, types, unit, store, rpc, bus and e2e tests, coverage
 	@$(RUN) python tests/run.py

@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,33 +66,57 @@ def spread(values: Sequence[float], unit: str = "") -> str:
     return f"{middle:.2f}{unit} (of {len(values)}: {min(values):.2f} to {max(values):.2f})"
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer; ``fields`` by their names in lower case."""
+
+    status: int
+    fields: Mapping[bytes, bytes]
+    body: bytes
+
+
 class HttpConnections:
     """HTTP/1.1 over kept connections with nothing around it, so that the client costs little."""
 
-    def __init__(self, host: str, port: int, head: bytes) -> None:
-        """Args: ``head`` is the whole request, its blank line included."""
+    def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
-        self._head = head
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def get(self) -> Any:
-        """The JSON of a 200.
+    async def exchange(self, request: bytes) -> Answer:
+        """The answer to a whole request, head and body.
 
         Raises:
-            ConnectionError: another status, or an answer without a length.
+            ConnectionError: an answer without a length.
         """
         reader, writer = (
             self._idle.pop() if self._idle else await asyncio.open_connection(*self._target)
         )
-        writer.write(self._head)
+        writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
-        status = int(head[9:12])
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
-        body = await reader.readexactly(int(fields[b"content-length"]))
-        self._idle.append((reader, writer))
-        if status != 200:
-            raise ConnectionError(f"{status}: {body.decode()[:300]}")
-        return json.loads(body)
+        fields = {
+            name.lower(): value
+            for name, value in (line.split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+        }
+        length = fields.get(b"content-length")
+        if length is None:
+            raise ConnectionError("an answer without a length")
+        body = await reader.readexactly(int(length))
+        if fields.get(b"connection", b"").lower() == b"close":
+            writer.close()
+        else:
+            self._idle.append((reader, writer))
+        return Answer(int(head[9:12]), fields, body)
+
+    async def get(self, head: bytes) -> Any:
+        """The JSON of a 200; ``head`` is the whole request, its blank line included.
+
+        Raises:
+            ConnectionError: another status.
+        """
+        answer = await self.exchange(head)
+        if answer.status != 200:
+            raise ConnectionError(f"{answer.status}: {answer.body.decode()[:300]}")
+        return json.loads(answer.body)
 
     async def close(self) -> None:
         for _, writer in self._idle:

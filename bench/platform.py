@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import platform as machine
-import secrets
 import statistics
 import sys
 import tempfile
@@ -19,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import uvloop
 
 from bench.bare_grpc import bare_rate, kit_rate
 from bench.load import HttpConnections, Latencies, at_rate, spread
+from bench.tenant import make_tenant
 from common.settings import load_settings, service_secret
 from fleet.embedded.folder import read_run
 from fleet.process import Platform
@@ -34,7 +33,6 @@ STARTS = 3
 ROUNDS = 5
 RATE = 50.0
 SECONDS = 8.0
-PASSWORD = "nine slow brass kettles"
 
 
 def main() -> None:
@@ -78,17 +76,18 @@ def mb(size: int) -> int:
 
 async def measure_latencies(running: Platform) -> dict[str, float]:
     """GET /projects/{id} through everything, and the same rpc without the gateway, in turns."""
-    project, token = _prepare(running.address)
+    tenant = make_tenant(running.address, projects=1)
+    (project,), token = tenant.projects, tenant.token
     host, port = running.address.removeprefix("http://").split(":")
     head = (
         f"GET /projects/{project} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\r\n"
     )
-    connections = HttpConnections(host, int(port), head.encode())
+    connections = HttpConnections(host, int(port))
 
     async def rest() -> None:
-        assert (await connections.get())["id"] == project
+        assert (await connections.get(head.encode()))["id"] == project
 
-    async with grpc.aio.insecure_channel(_facts(running)["rpc"]) as channel:
+    async with grpc.aio.insecure_channel(facts_of(running)["rpc"]) as channel:
         direct = await _direct(running, channel, project, token)
         seen: dict[str, list[Latencies]] = {"rest": [], "grpc": []}
         for _ in range(ROUNDS):
@@ -111,26 +110,14 @@ async def measure_latencies(running: Platform) -> dict[str, float]:
     return found
 
 
-def _facts(running: Platform) -> dict[str, Any]:
+def facts_of(running: Platform) -> dict[str, Any]:
+    """What ``run.json`` says of a platform that is ready."""
     for _ in range(100):
         facts = read_run(running.data)
         if facts is not None:
             return facts
         time.sleep(0.05)
     raise TimeoutError("the platform is ready and has left no run.json")
-
-
-def _prepare(address: str) -> tuple[str, str]:
-    """A project's id and its owner's access token."""
-    credentials = {"email": f"bench-{secrets.token_hex(4)}@example.com", "password": PASSWORD}
-    with httpx.Client(base_url=address, timeout=30) as http:
-        answer = http.post("/auth/register", json={**credentials, "display_name": "Bench"})
-        answer.raise_for_status()
-        token: str = http.post("/auth/login", json=credentials).json()["access_token"]
-        http.headers["Authorization"] = f"Bearer {token}"
-        org = http.post("/orgs", json={"name": "Bench"}).json()["id"]
-        project: str = http.post("/projects", json={"org_id": org, "name": "Bench"}).json()["id"]
-    return project, token
 
 
 async def _direct(

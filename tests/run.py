@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fleet.process import Platform
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "tests"
@@ -15,27 +19,53 @@ COVERED = "services/*,libs/common/*"
 BAR = 95
 
 
-def run(*command: str) -> bool:
+def run(*command: str, **environment: str) -> bool:
     """Whether a module of this Python, with its arguments, succeeded."""
-    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return done.returncode == 0
 
 
-def run_kind(kind: str) -> int:
-    """How many tests of the kind passed.
+def passed(name: str, *command: str, **environment: str) -> int:
+    """How many tests passed of those that a command of pytest runs.
 
     Raises:
         SystemExit: one did not, or there was none.
     """
-    print(f"── {kind} tests", flush=True)
-    report = REPORTS / f"{kind}.json"
+    print(f"── {name} tests", flush=True)
+    report = REPORTS / f"{name}.json"
     report.unlink(missing_ok=True)
-    passed = run("coverage", "run", "-m", "pytest", "-q", "-m", kind, f"--counts={report}")
+    succeeded = run(*command, "-q", f"--counts={report}", **environment)
     counts = json.loads(report.read_text()) if report.exists() else {}
-    if not passed or not counts.get("passed"):
-        raise SystemExit(f"the {kind} tests did not pass: {counts or 'none ran'}")
+    if not succeeded or not counts.get("passed"):
+        raise SystemExit(f"the {name} tests did not pass: {counts or 'none ran'}")
     if set(counts) != {"passed"}:
-        raise SystemExit(f"not every {kind} test ran: {counts}")
+        raise SystemExit(f"not every {name} test ran: {counts}")
     return int(counts["passed"])
+
+
+def run_kind(kind: str) -> int:
+    """How many tests of the kind passed."""
+    return passed(kind, "coverage", "run", "-m", "pytest", "-m", kind)
+
+
+def run_apart() -> int:
+    """How many end-to-end tests passed by the address alone, on many processes and Kafka."""
+    with socket.socket() as free, TemporaryDirectory(prefix="mindweave-") as folder:
+        free.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+        free.close()
+        with Platform(Path(folder) / "data", listen, layout="up") as platform:
+            print(f"many processes ready after {platform.wait_until_ready():.1f} s", flush=True)
+            address = {"MINDWEAVE_E2E_ADDRESS": platform.address}
+            count = passed("e2e-up", "pytest", "-m", "e2e", "tests/e2e", **address)
+        if platform.process.returncode != 0:
+            raise SystemExit(f"many processes did not end well:\n{platform.last_lines()}")
+    return count
 
 
 def check_coverage() -> None:
@@ -55,8 +85,10 @@ def main() -> None:
     REPORTS.mkdir(parents=True, exist_ok=True)
     run("coverage", "erase")
     counts = {kind: run_kind(kind) for kind in KINDS}
+    apart = run_apart()
     check_coverage()
-    print("tests passed: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()))
+    told = [f"{kind} {count}" for kind, count in counts.items()]
+    print(f"tests passed: {', '.join(told)} (all), {apart} (up on kafka)")
 
 
 if __name__ == "__main__":

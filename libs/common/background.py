@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
+
+
+class Role(StrEnum):
+    """What of a service a process runs: its servers, or the work that it does beside."""
+
+    SERVE = "serve"
+    WORK = "work"
+
+
+BOTH = frozenset(Role)
 
 
 @dataclass(frozen=True, slots=True)
 class PartStatus:
     """How a part is. ``lag`` counts what waits (records, rows); None where nothing can wait.
 
-    ``ready`` is false while the part cannot do its work for now; ``live`` is false when only
-    people can help, and then ``detail`` says why.
+    ``ready`` is false while the part cannot do its work, for now or until people have helped;
+    ``live`` is false where only a new process can help: its loop has ended, or it stands still and
+    nothing fails. ``detail`` says why.
     """
 
     ready: bool

@@ -121,3 +121,7 @@ class DeadlineExceeded(MindWeaveError):
     """The answer did not come in time."""
 
     code, status, title = "deadline_exceeded", 504, "The deadline has passed"
+
+
+class NotReady(Exception):
+    """What a process depends on did not come up in time; the message names it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -18,7 +20,8 @@ from common.background import Background
 from common.clock import Clock
 from common.database import Database, find_answer, pending
 from common.database.housekeeping import housekeeping
-from common.errors import MindWeaveError
+from common.errors import MindWeaveError, NotReady
+from common.events.bus import TopicUnknown
 from common.events.catalog import event_types
 from common.http.edge import Edge
 from common.http.health import PartHealth, ServiceHealth, health_pages
@@ -26,7 +29,7 @@ from common.http.server import HttpServer
 from common.outbox import Relay
 from common.rpc.interceptors import Guards
 from common.rpc.server import Server
-from common.service import Parts, Runtime, Service
+from common.service import Parts, Placed, Role, Runtime, Service
 from common.settings import Settings, parse_address
 from common.telemetry import Metrics, Telemetry, Tracing
 from common.telemetry.metrics import CONTENT_TYPE
@@ -35,18 +38,18 @@ _EDGE = "gateway"
 # Seconds in which a dependency answers a probe, and between two probes while it does not.
 _PROBE = 2.0
 _AGAIN = 0.1
+_AGAIN_AT_MOST = 0.5
+# Seconds between two lines that tell what is waited for.
+_TELL = 10.0
 # Anybody may ask for health: the answer stands this long, in seconds.
 _REPORT_STANDS = 0.2
 # Topics of events that are told one by one have this many partitions; it is stored with them.
 _EVENT_PARTITIONS = 2
+_LEDGER_PARTITIONS = 4
 # Topics of the ledger lose nothing that these groups have not applied, though they start later.
 _KEPT_FOR = {"usage.events": ["usage_tracker"], "usage.windows": ["analytics"]}
 
 Probe = Callable[[], Awaitable[object]]
-
-
-class NotReady(Exception):
-    """What the services depend on did not come up in time; the message names it."""
 
 
 @dataclass
@@ -54,6 +57,7 @@ class _Member:
     """A service of this process, with what was built for it."""
 
     service: Service
+    roles: frozenset[Role]
     runtime: Runtime
     parts: Parts
     database: Database | None
@@ -80,24 +84,29 @@ class Host:
     ``http_address`` is empty where no service answers over HTTP.
 
     Args:
-        services: in any order.
+        services: in any order; without roles they do all that they can.
         settings: of the process.
         version: of the code that runs.
+        patient: wait without limit for what the services depend on, instead of
+            ``startup_timeout``; they call those that are not here by name.
         clock: the machine's when absent.
     """
 
     def __init__(
         self,
-        services: Sequence[Service],
+        services: Sequence[Service | Placed],
         settings: Settings,
         *,
         version: str,
+        patient: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        self._services = services
+        self._services = [s if isinstance(s, Placed) else Placed(s) for s in services]
         self._settings = settings
         self._version = version
+        self._patient = patient
         self._clock = clock
+        self._awaited: dict[str, str] = {}
         self._metrics = Metrics.of_process()
         self._tracing = Tracing(settings.otlp_endpoint, version=version)
         self._telemetry = Telemetry("host", metrics=self._metrics, tracing=self._tracing)
@@ -109,7 +118,7 @@ class Host:
         self._started: list[Background] = []
         self._phase = "starting"
         self._told: _Report | None = None
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[list[ServiceHealth]] | None = None
         self.rpc_address = ""
         self.http_address = ""
         self.metrics_address = ""
@@ -130,10 +139,20 @@ class Host:
     async def _start(self) -> None:
         host, _ = parse_address(self._settings.grpc_listen)
         self.rpc_address = f"{_reachable(host)}:{self._rpc.bind()}"
-        for service in self._services:
-            self._members.append(await self._build(service))
+        self._metrics_http = HttpServer(
+            self._operations(), self._settings.metrics_listen, drain=1.0
+        )
+        self.metrics_address = await self._metrics_http.start()
+        for placed in self._services:
+            self._members.append(await self._build(placed))
         await self._rpc.start()
         await self._listen()
+        self._telemetry.log.info(
+            "listening",
+            rpc=self.rpc_address,
+            http=self.http_address,
+            metrics=self.metrics_address,
+        )
         await self._wait_for_dependencies()
         for member in self._members:
             for task in member.tasks:
@@ -145,11 +164,17 @@ class Host:
         self._telemetry.log.info("ready", services=[member.name for member in self._members])
 
     async def stop(self) -> None:
-        """Refuse new work, finish what is in hand, end the background work, close; once."""
+        """Refuse new work, finish what is in hand, end the background work, close; once.
+
+        After ``drain_delay``, in which those who ask for health send their calls elsewhere.
+        """
         if self._phase == "stopping":
             return
+        was_running = self._phase == "running"
         self._phase = "stopping"
         await self._rpc.serve(False)
+        if was_running:
+            await asyncio.sleep(self._settings.drain_delay)
         if self._http is not None:
             await self._http.stop()
         stops = (task.stop() for task in self._started)
@@ -165,57 +190,95 @@ class Host:
         await self._tracing.stop()
 
     async def health(self) -> list[ServiceHealth]:
-        """Every service of this process with its parts, as they were a moment ago at most."""
-        async with self._asking:
-            now, phase = asyncio.get_running_loop().time(), self._phase
-            if self._told is None or self._told.phase != phase or now > self._told.until:
-                found = await asyncio.gather(*(self._health_of(m) for m in self._members))
-                self._told = _Report(phase, now + _REPORT_STANDS, found)
-            return self._told.services
+        """Every service of this process with its parts, as they were a moment ago at most.
 
-    async def _build(self, service: Service) -> _Member:
+        Whoever asks while the answer is looked for gets the same one.
+        """
+        told, now = self._told, asyncio.get_running_loop().time()
+        if told is not None and told.phase == self._phase and now <= told.until:
+            return told.services
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_health(), context=Context())
+        return await asyncio.shield(self._asking)
+
+    async def _ask_health(self) -> list[ServiceHealth]:
+        found = await asyncio.gather(*(self._health_of(m) for m in self._members))
+        until = asyncio.get_running_loop().time() + _REPORT_STANDS
+        self._told = _Report(self._phase, until, found)
+        return found
+
+    def dead(self) -> list[ServiceHealth]:
+        """The services with parts that only a new process can help, and of their parts these."""
+        if self._phase != "running":
+            return []
+        found = []
+        for member in self._members:
+            statuses = [(task.name, task.status()) for task in member.tasks]
+            parts = [PartHealth(name, False, s.detail, s.lag) for name, s in statuses if not s.live]
+            if parts:
+                found.append(ServiceHealth(member.name, False, self._version, parts))
+        return found
+
+    async def _build(self, placed: Placed) -> _Member:
+        service, roles = placed.service, placed.roles
         runtime = Runtime(
             service.name,
             self._settings,
             telemetry=Telemetry(service.name, metrics=self._metrics, tracing=self._tracing),
             version=self._version,
             own_address=self.rpc_address,
+            beside=self._served if self._patient else None,
             clock=self._clock,
         )
         self._runtimes.append(runtime)
         await runtime.bus.start()
         parts = await service.build(runtime)
         database = await runtime.database() if service.migrations is not None else None
-        member = _Member(service, runtime, parts, database, [*parts.tasks])
-        if database is not None:
-            member.tasks += [Relay(database, runtime.bus), housekeeping(database)]
+        member = _Member(service, roles, runtime, parts, database)
+        if Role.SERVE in roles:
+            member.tasks += parts.serving
+            self._serve(member)
+        if Role.WORK in roles:
+            member.tasks += parts.tasks
+            if database is not None:
+                member.tasks += [Relay(database, runtime.bus), housekeeping(database)]
+        return member
+
+    @property
+    def _served(self) -> frozenset[str]:
+        return frozenset(p.service.name for p in self._services if Role.SERVE in p.roles)
+
+    def _serve(self, member: _Member) -> None:
+        runtime, database = member.runtime, member.database
         guards = Guards(
             telemetry=runtime.telemetry,
             verifier=runtime.verifier,
             access=runtime.access,
             find_answer=partial(find_answer, database) if database is not None else None,
         )
-        for name, servicer in parts.servicers:
+        for name, servicer in member.parts.servicers:
             self._rpc.add(name, servicer, guards)
-        return member
 
     async def _listen(self) -> None:
         settings = self._settings
-        self._metrics_http = HttpServer(self._operations(), settings.metrics_listen, drain=1.0)
-        self.metrics_address = await self._metrics_http.start()
-        facing = [member for member in self._members if member.parts.app is not None]
+        facing = [
+            member
+            for member in self._members
+            if member.parts.app is not None and Role.SERVE in member.roles
+        ]
         if not facing:
             return
         # The gateway's credential checks and limits hold for all that is mounted beside it.
         chosen = next((member for member in facing if member.name == _EDGE), facing[0])
         apps = [member.parts.app for member in facing if member.parts.app is not None]
-        edge = Edge(chosen.runtime, apps, self.health)
+        edge = Edge(chosen.runtime, apps, self.health, dead=self.dead)
         chosen.tasks += edge.tasks
         self._http = HttpServer(
             edge,
             settings.listen,
             drain=settings.drain_timeout,
             trusted_proxies=settings.trusted_proxies,
+            connections=settings.limits.connections,
         )
         self.http_address = await self._http.start()
 
@@ -225,7 +288,7 @@ class Host:
         async def metrics(_: Request) -> Response:
             return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
 
-        pages = {"/metrics": metrics, **health_pages(self.health)}
+        pages = {"/metrics": metrics, **health_pages(self.health, self.dead)}
         return Starlette(routes=[Route(path, page) for path, page in pages.items()])
 
     async def _wait_for_dependencies(self) -> None:
@@ -235,14 +298,14 @@ class Host:
                 migrated = partial(_require_migrated, member.database, member.service)
                 waits.append(self._wait(f"the database of {member.name}", migrated))
             declared = partial(self._declare_topics, member.runtime)
-            waits.append(self._wait("the event broker", declared))
-            waits.append(self._wait("auth", member.runtime.service_token.get))
+            waits.append(self._wait(f"the event broker of {member.name}", declared))
+            waits.append(self._wait(f"auth for {member.name}", member.runtime.service_token.get))
         await asyncio.gather(*waits)
 
     async def _declare_topics(self, runtime: Runtime) -> None:
         """Every topic that an event type names exists before anybody publishes."""
         counts = {
-            "usage.events": self._settings.partitions,
+            "usage.events": self._settings.partitions or await _as_many_as(runtime, "usage.events"),
             "usage.windows": self._settings.windows_partitions,
         }
         for topic in sorted({event.topic for event in event_types().values()} | counts.keys()):
@@ -265,27 +328,33 @@ class Host:
         Raises:
             NotReady: it did not in time; with its last complaint.
         """
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + self._settings.startup_timeout
+        now = asyncio.get_running_loop().time
+        give_up = math.inf if self._patient else now() + self._settings.startup_timeout
+        tell, again = now() + _TELL, _AGAIN
         while True:
             try:
                 async with asyncio.timeout(_PROBE):
                     await probe()
+                self._awaited.pop(what, None)
                 return
             except (MindWeaveError, TimeoutError, NotReady) as error:
-                if loop.time() > give_up:
+                if now() > give_up:
                     raise NotReady(f"{what}: {error or 'no answer'}") from error
-                self._telemetry.log.debug("waiting", what=what, error=str(error))
-            await asyncio.sleep(_AGAIN)
+                self._awaited[what] = str(error) or "no answer"
+            if now() > tell:
+                tell = now() + _TELL
+                self._telemetry.log.warning("waiting", what=what, error=self._awaited[what])
+            await asyncio.sleep(again)
+            again = min(2 * again, _AGAIN_AT_MOST)
 
     async def _health_of(self, member: _Member) -> ServiceHealth:
-        probes: list[tuple[str, Probe]] = [("broker", member.runtime.bus.ping)]
-        if member.database is not None:
-            probes.insert(0, ("database", member.database.ping))
+        probes = member.runtime.probes.items()
         parts = list(await asyncio.gather(*(_probe(name, probe) for name, probe in probes)))
         for task in member.tasks:
             status = task.status()
             parts.append(PartHealth(task.name, status.ready, status.detail, status.lag))
+        for what, complaint in self._awaited.items():
+            parts.append(PartHealth("start", False, f"waits for {what}: {complaint}"))
         ready = self._phase == "running" and all(part.ready for part in parts)
         return ServiceHealth(member.name, ready, self._version, parts)
 
@@ -299,6 +368,14 @@ async def _probe(name: str, probe: Probe) -> PartHealth:
     except (MindWeaveError, RedisError) as error:
         return PartHealth(name, False, str(error))
     return PartHealth(name, True, "")
+
+
+async def _as_many_as(runtime: Runtime, topic: str) -> int:
+    """The topic's own number of partitions, or that of a new one."""
+    try:
+        return await runtime.bus.partitions(topic)
+    except TopicUnknown:
+        return _LEDGER_PARTITIONS
 
 
 async def _require_migrated(database: Database, service: Service) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from common.background import PartStatus
@@ -48,7 +49,8 @@ class Periodic:
             self._task = None
 
     def status(self) -> PartStatus:
-        return self._status
+        ended = self._task is not None and self._task.done()
+        return replace(self._status, ready=False, live=False) if ended else self._status
 
     async def _run(self) -> None:
         while not self._ending.is_set():

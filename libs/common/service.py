@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -13,27 +13,41 @@ import grpc.aio
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
-from common.background import Background, PartStatus
+from common.background import BOTH, Background, PartStatus, Role
 from common.clock import Clock, SystemClock
 from common.database import Database
+from common.errors import Unavailable
 from common.events.bus import Bus
-from common.events.redis_streams import RedisStreamsBus
+from common.events.drivers import bus_for
 from common.http.app import RestApp
 from common.identity.access import AccessResolver
 from common.identity.sealing import Sealer
 from common.identity.service_tokens import ServiceTokens, issued_by
 from common.identity.tokens import TokenVerifier, published_keys
+from common.resilience import Guard
 from common.rpc.client import Channel
-from common.settings import Settings, sealing_key, service_secret
+from common.settings import Settings, rpc_target, sealing_key, service_secret
 from common.telemetry import Telemetry
 from mindweave.auth.v1.auth_pb2_grpc import AuthServiceStub
 from mindweave.team.v1.team_pb2_grpc import TeamServiceStub
 
-__all__ = ["Background", "PartStatus", "Parts", "Runtime", "Service"]
+__all__ = [
+    "BOTH",
+    "Background",
+    "PartStatus",
+    "Parts",
+    "Placed",
+    "Role",
+    "Runtime",
+    "Service",
+]
 
 S = TypeVar("S")
 
+# Where a service is called in a cluster, whose names lead to it.
+_RPC_PORT = 9000
 # Seconds until a cache that does not answer is done without.
 _CACHE_TIMEOUT = 0.5
 
@@ -54,12 +68,24 @@ class Parts:
     Attributes:
         servicers: pairs of full gRPC service name, "mindweave.team.v1.TeamService", and servicer.
         app: its own REST handlers.
-        tasks: run from readiness to the drain.
+        serving: what must run wherever the service answers, such as what keeps a cache true.
+        tasks: work that any number of processes share: consumers, relays, sweeps.
+
+    What runs in the background runs from readiness to the drain.
     """
 
     servicers: Sequence[tuple[str, object]] = ()
     app: RestApp | None = None
-    tasks: Sequence[Background] = field(default_factory=list)
+    serving: Sequence[Background] = ()
+    tasks: Sequence[Background] = ()
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A service in a process, with what of it runs there."""
+
+    service: Service
+    roles: frozenset[Role] = BOTH
 
 
 class Runtime:
@@ -70,8 +96,9 @@ class Runtime:
         settings: of the process.
         telemetry: the service's.
         version: of the code that runs.
-        own_address: where this process serves gRPC; callees are there unless settings name
-            another address.
+        own_address: where this process serves gRPC.
+        beside: the services that this process serves; None where that is every one. A callee
+            that the settings give no address is here or, by its name, on port 9000.
         clock: the machine's when absent.
     """
 
@@ -83,6 +110,7 @@ class Runtime:
         telemetry: Telemetry,
         version: str,
         own_address: str,
+        beside: Collection[str] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.name = name
@@ -91,7 +119,9 @@ class Runtime:
         self.version = version
         self.clock = clock or SystemClock()
         self._own_address = own_address
+        self._beside = beside
         self._channels: dict[str, Channel] = {}
+        self._callees: dict[str, Guard] = {}
         self._database: Database | None = None
         self._closing = AsyncExitStack()
         # What needs no token of its own fetches the token and the keys.
@@ -120,11 +150,7 @@ class Runtime:
     @cached_property
     def bus(self) -> Bus:
         """The event broker; it may be down, and then its methods raise ``BusUnavailable``."""
-        bus = RedisStreamsBus(
-            self.settings.broker_url(),
-            telemetry=self.telemetry,
-            max_records=self.settings.stream_max_records,
-        )
+        bus = bus_for(self.settings, telemetry=self.telemetry)
         self._closing.push_async_callback(bus.stop)
         return bus
 
@@ -132,13 +158,34 @@ class Runtime:
     def cache(self) -> redis.asyncio.Redis:
         """The cache, which may be down: the caller decides what it does without."""
         cache = redis.asyncio.Redis.from_url(
-            self.settings.cache_url or self.settings.broker_url(),
+            self.settings.cache_address(),
             socket_timeout=_CACHE_TIMEOUT,
             socket_connect_timeout=_CACHE_TIMEOUT,
             retry=Retry(NoBackoff(), 0),
         )
         self._closing.push_async_callback(cache.aclose)
         return cache
+
+    @property
+    def probes(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What the service stands on, by name, and how to ask whether it is there.
+
+        Raises:
+            Unavailable: from each; it is not.
+        """
+        asked: dict[str, Callable[[], Awaitable[None]]] = {}
+        if self._database is not None:
+            asked["database"] = self._database.ping
+        asked["broker"] = self.bus.ping
+        if "cache" in vars(self):
+            asked["cache"] = self._ping_cache
+        return asked
+
+    async def _ping_cache(self) -> None:
+        try:
+            await self.cache.ping()
+        except (RedisError, OSError) as error:
+            raise Unavailable("The cache is not available.") from error
 
     def channel(self, callee: str) -> Channel:
         """A channel to ``callee`` with the kit's client interceptors; made once.
@@ -151,10 +198,32 @@ class Runtime:
         return self._channels[callee]
 
     def _open_channel(self, callee: str, tokens: ServiceTokens | None) -> Channel:
-        address = self.settings.addresses.get(callee, self._own_address)
-        channel = Channel(callee, address, telemetry=self.telemetry, tokens=tokens)
+        target = self._target(callee)
+        guard = self._callees.get(callee)
+        if guard is None:
+            guard = Guard(callee, self.settings.resilience, self.telemetry)
+            self._callees[callee] = guard
+        channel = Channel(
+            callee,
+            target,
+            telemetry=self.telemetry,
+            tokens=tokens,
+            timeout=self.settings.rpc_timeout,
+            guard=guard,
+            # A process calls itself until it ends, and every server has its first words with auth
+            # before either is ready.
+            watched=tokens is not None and target != self._own_address,
+        )
         self._closing.push_async_callback(channel.close)
         return channel
+
+    def _target(self, callee: str) -> str:
+        named = self.settings.addresses.get(callee)
+        if named is not None:
+            return rpc_target(named)
+        if self._beside is None or callee in self._beside:
+            return self._own_address
+        return f"{callee.replace('_', '-')}:{_RPC_PORT}"
 
     def stub(self, callee: str, kind: Callable[[grpc.aio.Channel], S]) -> S:
         """A stub of ``callee``, such as ``runtime.stub("team", TeamServiceStub)``."""

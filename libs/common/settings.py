@@ -8,8 +8,9 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
@@ -49,6 +50,23 @@ class Limits(BaseModel):
     failed_logins: int = Field(default=10, gt=0)
     failed_logins_seconds: int = Field(default=300, gt=0)
     requests_per_second: int = Field(default=2000, gt=0)
+    # Of all clients of one HTTP address together.
+    connections: int = Field(default=4000, gt=0)
+
+
+class Resilience(BaseModel):
+    """When a callee is given up for a while, and how many calls to it are open at once.
+
+    Each is a variable such as MINDWEAVE_RESILIENCE__BREAKER_FAILURES.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Calls in a row that come to nothing.
+    breaker_failures: int = Field(default=5, gt=0)
+    breaker_open_seconds: float = Field(default=1.0, gt=0)
+    # Of one process to one callee.
+    bulkhead_calls: int = Field(default=500, gt=0)
 
 
 def _named(*variables: str) -> AliasChoices:
@@ -78,6 +96,18 @@ class Settings(BaseSettings):
     cache_url: str | None = Field(
         default=None, validation_alias=_named("REDIS_CACHE_URL"), repr=False
     )
+    # "host:port,…"; where it is set, Kafka carries the events, else the Redis of redis_url does.
+    kafka_brokers: str | None = Field(default=None, validation_alias=_named("KAFKA_BROKERS"))
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    kafka_username: str | None = None
+    kafka_password: str | None = Field(default=None, repr=False)
+    # Certificates that sign the brokers' own; the machine's when absent.
+    kafka_ca_file: Path | None = None
+    # Of topics that the platform makes; the brokers' own default when absent.
+    kafka_replication: int | None = Field(default=None, ge=1)
+    # This process among those that run the same services; the same name again after a restart.
+    instance: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,100}$")
     issuer: str = "https://mindweave.local"
     listen: str = "127.0.0.1:8080"
     # Origins whose pages may call the REST API from a browser; none by default.
@@ -86,10 +116,12 @@ class Settings(BaseSettings):
     trusted_proxies: tuple[str, ...] = ()
     grpc_listen: str = "127.0.0.1:0"
     metrics_listen: str = "127.0.0.1:0"
+    # Where each service is called: "host:port", or several of them separated by commas.
     addresses: dict[str, str] = {}
     data: Path = Path(".data")
 
-    partitions: int = Field(default=4, ge=1, le=1024)
+    # Of usage.events; as many as it has where absent, and 4 where it is made.
+    partitions: int | None = Field(default=None, ge=1, le=1024)
     windows_partitions: int = Field(default=2, ge=1, le=1024)
     stream_max_records: int = Field(default=20_000, ge=1)
     raw_retention_days: int = Field(default=7, ge=1)
@@ -100,7 +132,12 @@ class Settings(BaseSettings):
     access_token_ttl: int = Field(default=600, ge=30, le=900)
     refresh_token_ttl: int = Field(default=30 * 86400, ge=600)
     limits: Limits = Limits()
+    resilience: Resilience = Resilience()
+    # A call to another service that says no time of its own; a request at the edge has 30.
+    rpc_timeout: float = Field(default=5.0, gt=0, le=20)
     startup_timeout: float = Field(default=60.0, gt=0)
+    # How long a process that is to end still serves after it has said that it is not ready.
+    drain_delay: float = Field(default=0.0, ge=0)
     drain_timeout: float = Field(default=20.0, gt=0)
 
     otlp_endpoint: str | None = Field(
@@ -114,12 +151,36 @@ class Settings(BaseSettings):
         parse_address(value)
         return value
 
+    @field_validator("addresses")
+    @classmethod
+    def _are_addresses(cls, value: dict[str, str]) -> dict[str, str]:
+        for addresses in value.values():
+            rpc_target(addresses)
+        return value
+
     @field_validator("database_url", "redis_url", "cache_url")
     @classmethod
     def _is_a_url(cls, value: str | None) -> str | None:
         if value is not None and "://" not in value:
             raise ValueError("must be a URL such as scheme://user:password@host:port/name")
         return value
+
+    @field_validator("kafka_brokers")
+    @classmethod
+    def _are_brokers(cls, value: str | None) -> str | None:
+        if value is not None:
+            for broker in value.split(","):
+                parse_address(broker)
+        return value
+
+    @model_validator(mode="after")
+    def _know_a_user(self) -> Settings:
+        sasl = self.kafka_security_protocol.startswith("SASL")
+        if sasl and not (self.kafka_username and self.kafka_password):
+            raise ValueError(
+                f"{PREFIX}KAFKA_USERNAME, {PREFIX}KAFKA_PASSWORD: are needed with SASL and not set"
+            )
+        return self
 
     @field_validator("log_level")
     @classmethod
@@ -184,8 +245,19 @@ class Settings(BaseSettings):
             SettingsError: none is configured.
         """
         if self.redis_url is None:
-            raise SettingsError("REDIS_URL: is needed and not set")
+            raise SettingsError("KAFKA_BROKERS or REDIS_URL: is needed and not set")
         return self.redis_url
+
+    def cache_address(self) -> str:
+        """The cache's address; the broker's where that can be a cache and no other is named.
+
+        Raises:
+            SettingsError: none is configured.
+        """
+        found = self.cache_url or self.redis_url
+        if found is None:
+            raise SettingsError("REDIS_CACHE_URL or REDIS_URL: is needed and not set")
+        return found
 
 
 class _DatabaseUrls(PydanticBaseSettingsSource):
@@ -255,6 +327,24 @@ def parse_address(address: str) -> tuple[str, int]:
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise ValueError("must be host:port, such as 127.0.0.1:8080")
     return host.strip("[]"), int(port)
+
+
+def rpc_target(addresses: str) -> str:
+    """What gRPC dials for "host:port", or for several of them separated by commas.
+
+    Raises:
+        ValueError: one is not of that shape, or several are not all IPv4 addresses.
+    """
+    listed = [address.strip() for address in addresses.split(",")]
+    hosts = [parse_address(address)[0] for address in listed]
+    if len(listed) == 1:
+        return listed[0]
+    try:
+        for host in hosts:
+            IPv4Address(host)
+    except AddressValueError:
+        raise ValueError("several addresses must be IPv4, such as 10.0.0.1:9000") from None
+    return f"ipv4:{','.join(listed)}"
 
 
 def _derive(settings: Settings, purpose: str) -> bytes:

@@ -8,34 +8,64 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from fleet import events
+from fleet.services import SERVICES
+
+
+class Program(TyperGroup):
+    """Takes NAME[:ROLE]… where a command is expected."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0].partition(":")[0] in SERVICES:
+            return "run", self.get_command(ctx, "run"), args
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="mindweave",
+    cls=Program,
+    epilog=f"NAME[:ROLE]… runs these services in this process: {', '.join(SERVICES)};"
+    " a role is serve or work.",
     help="Metering, pricing and analysis of what organizations do with language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(events.app, name="events")
+
 Data = Annotated[Path, typer.Option(help="The folder that keeps everything.")]
 DEFAULT_DATA = Path(".data")
 DEFAULT_LISTEN = "127.0.0.1:8080"
+NOTHING: list[str] = []
 ISO = "%Y-%m-%dT%H:%M:%S"
+
+
+class Broker(StrEnum):
+    """What carries events between processes."""
+
+    KAFKA = "kafka"
+    REDIS_STREAMS = "redis-streams"
 
 
 @contextmanager
 def _told_in_a_line() -> Iterator[None]:
     """Ends with what a person can do about a failed start; a bug keeps its traceback."""
     from common.database import MigrationFailed, MigrationRefused, UnsafeRole
-    from common.errors import MindWeaveError
+    from common.errors import MindWeaveError, NotReady
     from common.events.bus import TopicMismatch
-    from common.lifecycle import NotReady
     from common.settings import SettingsError
     from fleet.embedded import DidNotStart, InUse
+    from fleet.embedded.folder import OtherBroker
+    from fleet.services import UnknownRole
+    from fleet.status import NotRunning
 
     known = (
         DidNotStart,
@@ -44,9 +74,12 @@ def _told_in_a_line() -> Iterator[None]:
         MigrationRefused,
         MindWeaveError,
         NotReady,
+        NotRunning,
         OSError,
+        OtherBroker,
         SettingsError,
         TopicMismatch,
+        UnknownRole,
         UnsafeRole,
     )
     try:
@@ -54,6 +87,13 @@ def _told_in_a_line() -> Iterator[None]:
     except known as error:
         print(f"mindweave: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def _take_signals() -> None:
+    # Until what runs takes signals itself, what was started by then is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # gRPC's own lines are no JSON; what matters of them our interceptors log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 @app.command("all")
@@ -64,14 +104,42 @@ def run_everything(
     ] = None,
 ) -> None:
     """Run every service in one process, with embedded PostgreSQL and Valkey unless configured."""
-    # Until the platform takes signals itself, what was started by then is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # gRPC's own lines are no JSON; what matters of them our interceptors log.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    _take_signals()
     with _told_in_a_line():
         from fleet.all_in_one import run_all
 
         run_all(data, listen)
+
+
+@app.command("up")
+def run_apart(
+    data: Data = DEFAULT_DATA,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port of the REST address.", show_default=DEFAULT_LISTEN)
+    ] = None,
+    broker: Annotated[
+        Broker, typer.Option(help="The broker that is started where none is configured.")
+    ] = Broker.KAFKA,
+    scale: Annotated[
+        list[str], typer.Option(metavar="NAME[:ROLE]=N", help="How many processes of a service.")
+    ] = NOTHING,
+) -> None:
+    """Run a process for each service, with Envoy in front and embedded servers as in `all`."""
+    _take_signals()
+    with _told_in_a_line():
+        from fleet.layout.up import run_up
+
+        run_up(data, listen, broker, scale)
+
+
+@app.command("run", hidden=True)
+def run_services(names: Annotated[list[str], typer.Argument(metavar="NAME[:ROLE]...")]) -> None:
+    """Run the named services in this process, with the servers that settings name."""
+    _take_signals()
+    with _told_in_a_line():
+        from fleet.named import run_named
+
+        run_named(names)
 
 
 @app.command()
@@ -85,23 +153,39 @@ def migrate(data: Data = DEFAULT_DATA) -> None:
 
 
 @app.command()
+def partitions(
+    count: Annotated[int, typer.Argument(min=1, max=1024, help="How many there are to be.")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Change the number of partitions of the ledger; no events are taken meanwhile.
+
+    Ended in the middle, it goes on where it was when it is run again. Until all is counted that
+    was taken, the old number calls the change off.
+    """
+    with _told_in_a_line():
+        from fleet.partitions import change_partitions
+
+        change_partitions(count, data, lambda line: print(line, flush=True))
+
+
+@app.command()
 def status(
     data: Data = DEFAULT_DATA,
     address: Annotated[
-        str | None, typer.Option(help="The platform's REST address; else the one in --data.")
+        str | None, typer.Option(help="Of a REST API; else every process of the one in --data.")
     ] = None,
 ) -> None:
-    """Show each service and part: whether it is up, its version, what waits for it."""
+    """Show each process, service and part: whether it is up, its version, what waits for it."""
     from rich.console import Console
 
-    from fleet.status import NotRunning, ask, find_address, show
+    from fleet.status import NotRunning, of_address, of_folder, show
 
     try:
-        services = ask(address or find_address(data))
+        processes = of_folder(data) if address is None else of_address(address)
     except NotRunning as error:
         print(f"mindweave: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    if not show(services, Console()):
+    if not show(processes, Console()):
         raise typer.Exit(1)
 
 

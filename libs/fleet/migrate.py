@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 from common.database import bootstrap, migrate
-from common.errors import Unavailable
-from common.lifecycle import NotReady
-from common.service import Service
+from common.errors import NotReady, Unavailable
 from common.settings import Settings
 
 # Seconds between two tries at a server that does not answer.
 _AGAIN = 0.5
 
 
-async def migrate_all(services: Sequence[Service], settings: Settings) -> dict[str, list[str]]:
+class Migrated(Protocol):
+    """A service; ``migrations`` is None where it owns no database."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def migrations(self) -> Path | None: ...
+
+
+async def migrate_all(services: Sequence[Migrated], settings: Settings) -> dict[str, list[str]]:
     """Bring every service's database up to date, side by side.
 
     Returns:
@@ -29,7 +38,7 @@ async def migrate_all(services: Sequence[Service], settings: Settings) -> dict[s
     return {service.name: names for service, names in zip(owners, applied, strict=True)}
 
 
-async def _migrate(service: Service, settings: Settings) -> list[str]:
+async def _migrate(service: Migrated, settings: Settings) -> list[str]:
     """Waits for a database server that is not up yet.
 
     Raises:
@@ -46,7 +55,7 @@ async def _migrate(service: Service, settings: Settings) -> list[str]:
         await asyncio.sleep(_AGAIN)
 
 
-async def _bootstrap_and_migrate(service: Service, settings: Settings) -> list[str]:
+async def _bootstrap_and_migrate(service: Migrated, settings: Settings) -> list[str]:
     # A database that is named for the service alone was made by whoever named it.
     if settings.database_url is not None and service.name not in settings.database_owner_urls:
         await bootstrap(settings.database_url, service.name, settings)

@@ -1,4 +1,4 @@
-"""`mindweave all` as a process beside: started, waited for, measured, stopped or killed."""
+"""`mindweave all` or `up` as a process beside: started, waited for, measured, stopped, killed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Literal
 
 import httpx
 import psutil
 
-STOP_PATIENCE = 60.0
+from fleet.embedded.folder import read_run
+from fleet.layout.supervisor import Remote
+
+Layout = Literal["all", "up"]
+
+STOP_PATIENCE = 90.0
 
 
 class PlatformEnded(Exception):
@@ -22,20 +28,35 @@ class PlatformEnded(Exception):
 
 
 class Platform:
-    """One `mindweave all` in a process group of its own, its output in ``DATA/mindweave.log``.
+    """One `mindweave all` or `up` in a session of its own, its output in ``DATA/mindweave.log``.
+
+    Args:
+        data: its folder.
+        listen: "host:port" of its REST API.
+        environment: variables in addition to those of this process.
+        layout: what is run.
+        options: further ones of the command line, such as ``--broker``.
 
     Attributes:
         address: of its REST API, such as ``http://127.0.0.1:8080``.
     """
 
     def __init__(
-        self, data: Path, listen: str, environment: Mapping[str, str] | None = None
+        self,
+        data: Path,
+        listen: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        layout: Layout = "all",
+        options: Sequence[str] = (),
     ) -> None:
         self.data = data
+        self.layout = layout
         self.address = f"http://{listen}"
         self.log = data / "mindweave.log"
         self._listen = listen
         self._environment = environment or {}
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Platform:
@@ -64,8 +85,8 @@ class Platform:
     def start(self) -> None:
         """Start it; returns at once."""
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "fleet.cli", "all"]
-        command += ["--data", str(self.data), "--listen", self._listen]
+        command = [sys.executable, "-m", "fleet.cli", self.layout]
+        command += ["--data", str(self.data), "--listen", self._listen, *self._options]
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -76,7 +97,7 @@ class Platform:
                 env={**os.environ, **self._environment},
             )
 
-    def wait_until_ready(self, patience: float = 90.0) -> float:
+    def wait_until_ready(self, patience: float = 180.0) -> float:
         """Wait for 200 from ``/health/ready``; returns the seconds waited.
 
         Raises:
@@ -92,11 +113,59 @@ class Platform:
         raise PlatformEnded(f"not ready after {patience:.0f} s:\n{self.last_lines()}")
 
     def _is_ready(self) -> bool:
-        try:
-            answer = httpx.get(f"{self.address}/health/ready", timeout=2)
-        except httpx.TransportError:
-            return False
-        return answer.status_code == httpx.codes.OK
+        return _answers(f"{self.address}/health/ready")
+
+    def run(self) -> dict[str, Any]:
+        """What it left in ``run.json``.
+
+        Raises:
+            PlatformEnded: there is none.
+        """
+        facts = read_run(self.data)
+        if facts is None:
+            raise PlatformEnded(f"there is no run.json:\n{self.last_lines()}")
+        return facts
+
+    def pid(self, name: str) -> int:
+        """Of a process or server by its name, such as ``project-1`` or ``postgres``.
+
+        Raises:
+            LookupError: there is none of that name, or it does not run now.
+        """
+        facts = self.run()
+        for process in facts["processes"]:
+            if process["name"] == name and "pid" in process:
+                return int(process["pid"])
+        if name in facts["servers"]:
+            return int((self.data / f"{name}.pid").read_text())
+        pid = int(self._supervisor().process(name)["pid"])
+        if not pid:
+            raise LookupError(f"{name} does not run")
+        return pid
+
+    def hold(self, name: str) -> None:
+        """End a process in order, and do not start it again until it is released."""
+        self._supervisor().stop(name)
+
+    def release(self, name: str) -> None:
+        """Start a held process; returns at once."""
+        self._supervisor().start(name)
+
+    def wait_until(self, name: str, *, ready: bool = True, patience: float = 60.0) -> None:
+        """Wait until a process says that it is ready, or no longer does.
+
+        Raises:
+            PlatformEnded: that does not come within ``patience`` seconds.
+        """
+        (address,) = (p["metrics"] for p in self.run()["processes"] if p["name"] == name)
+        deadline = time.monotonic() + patience
+        while _answers(f"http://{address}/health/ready") is not ready:
+            if time.monotonic() > deadline:
+                raise PlatformEnded(f"{name} does not get {'' if ready else 'un'}ready")
+            time.sleep(0.05)
+
+    def _supervisor(self) -> Remote:
+        return Remote(self.run()["supervisor"])
 
     def last_lines(self, count: int = 20) -> str:
         """The end of its output."""
@@ -110,22 +179,44 @@ class Platform:
         return self.process.wait(timeout=STOP_PATIENCE)
 
     def kill(self) -> None:
-        """Kill its whole process group at once (SIGKILL); its servers stay behind."""
+        """Kill it at once (SIGKILL), and with it all that hangs on it; its servers stay behind."""
+        hanging = self._hanging()
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=STOP_PATIENCE)
+        psutil.wait_procs(hanging, timeout=STOP_PATIENCE)
+
+    def _hanging(self) -> list[psutil.Process]:
+        """What it started, without the servers, which outlive it."""
+        servers = self._server_pids()
+        return [
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if not servers & {child.pid, *(parent.pid for parent in child.parents())}
+        ]
 
     def processes(self) -> list[psutil.Process]:
         """Itself and every server that works in its data folder, as far as they run."""
-        pids = {self.process.pid}
-        for file in self.data.rglob("*.pid"):
-            first = file.read_text().split()[:1]
-            pids |= {int(pid) for pid in first if pid.isdecimal()}
+        pids = {self.process.pid} | self._server_pids()
         found = {pid: psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)}
         for process in list(found.values()):
             found |= {child.pid: child for child in process.children(recursive=True)}
         return list(found.values())
 
+    def _server_pids(self) -> set[int]:
+        found = set()
+        for file in self.data.glob("*.pid"):
+            first = file.read_text().split()[:1]
+            found |= {int(pid) for pid in first if pid.isdecimal()}
+        return found
+
     def memory(self) -> tuple[int, int]:
         """Bytes of all processes: resident (shared pages counted in each), and PSS (once)."""
         maps = [p.memory_full_info() for p in self.processes() if p.is_running()]
         return sum(m.rss for m in maps), sum(m.pss for m in maps)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False

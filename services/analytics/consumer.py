@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -14,25 +15,30 @@ from services.analytics.domain import Windows, partition_of
 if TYPE_CHECKING:
     import asyncpg
 
+    from common.clock import Clock
     from common.database import Change
     from common.events.bus import Record
     from common.events.envelope import Envelope
-    from services.analytics.store import RollupStore
+    from services.analytics.store import Appended, RollupStore
 
 TOPIC = "usage.windows"
+# Little arrives for a minute that began so long ago.
+_OVER_FOR = timedelta(minutes=2)
 
 
 class WindowsConsumer:
     """Appends windows and rolls them up; one instance serves every partition it is given."""
 
-    def __init__(self, store: RollupStore, partitions: int) -> None:
+    def __init__(self, store: RollupStore, clock: Clock, partitions: int) -> None:
         self._store = store
-        # What an earlier process left to roll up is unknown.
+        self._clock = clock
+        self._partitions = partitions
+        # What an earlier process left to add up is unknown.
         self._arrived = set(range(partitions))
 
     async def append(
         self, connection: asyncpg.Connection, part: int, records: Sequence[Record]
-    ) -> int:
+    ) -> Appended:
         """Append a batch, in the consumer's transaction.
 
         Raises:
@@ -40,21 +46,28 @@ class WindowsConsumer:
         """
         return await self._store.append(connection, part, [_windows(r) for r in records])
 
-    async def appended(self, part: int, rows: int) -> None:
-        """Remember, after the commit, that the partition has something to roll up."""
-        if rows:
+    async def appended(self, part: int, appended: Appended) -> None:
+        """Remember, after the commit, that the partition has something to add up."""
+        self._store.remember(appended)
+        if appended.rows:
             self._arrived.add(part)
 
-    async def roll_up(self) -> int:
-        """Roll up every partition in which something had arrived; returns how many wait again."""
+    async def gather(self) -> int:
+        """Add up what has arrived, partition by partition; returns how many wait again."""
         for part in sorted(self._arrived):
             self._arrived.discard(part)
             try:
-                await self._store.roll_up(part)
+                await self._store.gather(part)
             except BaseException:
                 self._arrived.add(part)
                 raise
         return len(self._arrived)
+
+    async def roll_up(self) -> None:
+        """Move the windows that are over on, in every partition."""
+        before = self._clock.now() - _OVER_FOR
+        for part in range(self._partitions):
+            await self._store.roll_up(part, before)
 
 
 class Forgetting:

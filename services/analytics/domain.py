@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from operator import add
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -113,76 +115,66 @@ class Columns(msgspec.Struct, frozen=True):
         if len(lengths) != 1:
             raise ValueError(f"columns of different lengths: {sorted(lengths)}")
 
+    @property
+    def cache_write_tokens(self) -> list[int]:
+        """Both kinds of cache writes, which are one measure here."""
+        return list(map(add, self.cache_write_5m_tokens, self.cache_write_1h_tokens))
+
 
 class Windows(msgspec.Struct, frozen=True):
-    """The data of one record on ``usage.windows``; watermarks are microseconds since 1970."""
+    """The data of one record on ``usage.windows``; watermarks are microseconds since 1970.
+
+    ``sources`` says how many sources there are, behind a number that grows when that changes.
+    """
 
     watermarks: dict[int, int]
     source: int | None = None
     first: int | None = None
     last: int | None = None
     columns: Columns | None = None
+    sources: tuple[int, int] | None = None
+
+
+# One combination of dimensions: the organization, then the values in the order of ``DIMENSIONS``.
+SeriesKey = tuple[bytes | str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """One combination of dimensions of one organization."""
-
-    series_id: UUID
-    org_id: UUID
-    values: tuple[str | UUID | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """One window delta of one source; ``sums`` in the order of ``SUMS``."""
+class Fresh:
+    """Deltas of one source that are not applied yet, from ``begin`` of a record's columns on."""
 
     source: int
-    seq: int
-    start: datetime
-    series: Series
-    sums: tuple[int, ...]
-    latency_bins: list[int]
-    latency_counts: list[int]
+    columns: Columns
+    begin: int
+
+    @property
+    def last(self) -> int:
+        return self.columns.seq[-1]
+
+    def __len__(self) -> int:
+        return len(self.columns.seq) - self.begin
+
+    def values(self, name: str) -> list[Any]:
+        """What the deltas hold of a measure or dimension."""
+        found: list[Any] = getattr(self.columns, name)
+        return found[self.begin :]
+
+    def series(self) -> Iterator[SeriesKey]:
+        """The series of each delta."""
+        return zip(*(self.values(name) for name in ("org_id", *DIMENSIONS)), strict=True)
 
 
-def deltas(windows: Windows, after: int) -> list[Delta]:
-    """The deltas of a record whose number is beyond ``after``."""
+def fresh(windows: Windows, after: int) -> Fresh | None:
+    """The deltas of a record whose number is beyond ``after``; None where there is none."""
     columns, source = windows.columns, windows.source
-    if columns is None or source is None:
-        return []
-    known: dict[tuple[bytes | str | None, ...], Series] = {}
-    found = []
-    for i, seq in enumerate(columns.seq):
-        if seq <= after:
-            continue
-        key = (columns.org_id[i], *(getattr(columns, name)[i] for name in DIMENSIONS))
-        series = known.get(key) or known.setdefault(key, _series(key))
-        sums = tuple(
-            columns.cache_write_5m_tokens[i] + columns.cache_write_1h_tokens[i]
-            if name == "cache_write_tokens"
-            else getattr(columns, name)[i]
-            for name in SUMS
-        )
-        found.append(
-            Delta(
-                source,
-                seq,
-                datetime.fromtimestamp(columns.minute[i] * 60, UTC),
-                series,
-                sums,
-                columns.latency_bins[i],
-                columns.latency_counts[i],
-            )
-        )
-    return found
+    if columns is None or source is None or not columns.seq or columns.seq[-1] <= after:
+        return None
+    return Fresh(source, columns, bisect_right(columns.seq, after))
 
 
-def _series(key: tuple[bytes | str | None, ...]) -> Series:
-    org, *dimensions = key
-    values = tuple(UUID(bytes=v) if isinstance(v, bytes) else v for v in dimensions)
-    digest = xxhash.xxh3_128_digest(msgspec.msgpack.encode(key))
-    return Series(UUID(bytes=digest), UUID(bytes=org if isinstance(org, bytes) else b""), values)
+def series_id(key: SeriesKey) -> bytes:
+    """The 16 bytes that name a series."""
+    return xxhash.xxh3_128_digest(msgspec.msgpack.encode(key))
 
 
 def widen(start: datetime, end: datetime) -> tuple[datetime, datetime]:

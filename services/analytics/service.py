@@ -15,15 +15,17 @@ from services.analytics.consumer import TOPIC, Forgetting, WindowsConsumer
 from services.analytics.rpc import AnalyticsServicer
 from services.analytics.store import RollupStore
 
-ROLL_UP_EVERY = timedelta(seconds=1)
+# Every row that is written again costs; every row that waits is read by each question.
+GATHER_EVERY = timedelta(seconds=5)
+ROLL_UP_EVERY = timedelta(seconds=60)
 
 
 async def build(runtime: Runtime) -> Parts:
     settings = runtime.settings
     db = await runtime.database()
     partitions = settings.windows_partitions
-    store = RollupStore(db, sources=settings.partitions)
-    windows = WindowsConsumer(store, partitions)
+    store = RollupStore(db)
+    windows = WindowsConsumer(store, runtime.clock, partitions)
     forgetting = Forgetting(store, partitions)
     reports = Reports(store, runtime.clock, runtime.cache, partitions)
     return Parts(
@@ -38,6 +40,7 @@ async def build(runtime: Runtime) -> Parts:
                 apply=windows.append,
                 after=windows.appended,
             ),
+            Periodic("gathering", windows.gather, every=GATHER_EVERY),
             Periodic("rollup", windows.roll_up, every=ROLL_UP_EVERY),
             EventConsumer(
                 bus=runtime.bus,

@@ -58,8 +58,8 @@ async def build(runtime: Runtime) -> Parts:
         servicers=[
             ("mindweave.auth.v1.AuthService", AuthServicer(users, sessions, keys, tokens, ring))
         ],
+        serving=[Periodic("signing keys", ring.refresh, every=LOOK_AT_KEYS_EVERY)],
         tasks=[
-            Periodic("signing keys", ring.refresh, every=LOOK_AT_KEYS_EVERY),
             Periodic("upkeep", upkeep.sweep, every=SWEEP_EVERY),
             EventConsumer(
                 bus=runtime.bus,

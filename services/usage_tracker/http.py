@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
@@ -28,21 +27,35 @@ from common.ids import uuid7
 from common.telemetry import Telemetry
 from common.telemetry.metrics import CONTENT_TYPE
 from services.usage_tracker.actions.ingest import Ingest, Taken
-from services.usage_tracker.domain.events import MAX_BYTES, read_batch, read_one
+from services.usage_tracker.domain.events import MAX_BYTES, read_one
 
 SERVICE = "/mindweave.usage_tracker.v1.UsageTrackerService"
-_OFF_LOOP_BYTES = 64 * 1024
+Repeats = Callable[[], Awaitable[Mapping[str, int]]]
+
 _UNKNOWN_TENANT = frozenset({"foreign_org", "foreign_project"})
 _DENIED = "permission_denied"
 
 
 class UsageRoutes:
-    """The service's own handlers."""
+    """The service's own handlers.
 
-    def __init__(self, ingest: Ingest, bus: Bus, telemetry: Telemetry) -> None:
+    Args:
+        ingest: judges and sends events.
+        bus: whose health is the route's.
+        telemetry: the service's; its metrics are this process's.
+        repeats: tells what the ledger counted, in whatever process, since the beginning.
+    """
+
+    def __init__(self, ingest: Ingest, bus: Bus, telemetry: Telemetry, repeats: Repeats) -> None:
         self._ingest = ingest
         self._bus = bus
         self._telemetry = telemetry
+        self._repeats = repeats
+        self._repeated = telemetry.gauge(
+            "mindweave_ledger_repeats",
+            "Events that came again, since the beginning; a conflict has another body.",
+            ("kind",),
+        )
 
     def app(self) -> RestApp:
         return RestApp(
@@ -57,11 +70,7 @@ class UsageRoutes:
     async def send_events(self, request: Request) -> Response:
         call = current_call()
         body = await read_body(request, limit=MAX_BYTES)
-        if len(body) > _OFF_LOOP_BYTES:
-            found = await asyncio.to_thread(read_batch, body)
-        else:
-            found = read_batch(body)
-        taken = await self._ingest.send(call.principal, found)
+        taken = await self._ingest.send(call.principal, body)
         listed = [
             {"index": i, "code": r.code, "field": r.field, "message": r.message}
             for i, r in taken.rejected
@@ -70,7 +79,7 @@ class UsageRoutes:
             return _refusal(request, taken, lambda i: f"/events/{i}", {"rejected": listed})
         return answer(
             {
-                "accepted": len(taken.rows),
+                "accepted": taken.accepted,
                 "accepted_at": _rfc3339(taken.accepted_at),
                 "rejected": listed,
             },
@@ -81,10 +90,10 @@ class UsageRoutes:
         call = current_call()
         event = read_one(await read_body(request, limit=MAX_BYTES))
         name_event = _event_name(call.principal, call.idempotency_key)
-        taken = await self._ingest.send(call.principal, [event], name_event)
+        taken = await self._ingest.send_found(call.principal, [event], name_event)
         if taken.accepted_at is None:
             return _refusal(request, taken, lambda _: "")
-        event_id = str(UUID(bytes=taken.rows[0].event_id))
+        event_id = str(UUID(bytes=taken.first_id))
         return answer({"event_id": event_id, "accepted_at": _rfc3339(taken.accepted_at)}, 202)
 
     async def health(self, _: Request) -> Response:
@@ -98,6 +107,8 @@ class UsageRoutes:
         call = current_call()
         if not permitted(call.principal, None, call.permission):
             raise PermissionDenied(f"This needs the permission {call.permission}.")
+        for kind, count in (await self._repeats()).items():
+            self._repeated.of(kind=kind).set(count)
         return Response(self._telemetry.metrics.exposition(), media_type=CONTENT_TYPE)
 
 

@@ -13,6 +13,7 @@ from common.service import Parts, Runtime, Service
 from mindweave.project.v1.project_pb2_grpc import ProjectServiceStub
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.actions.ingest import Ingest
+from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.projects import Projects
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting, eviction
@@ -20,7 +21,7 @@ from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import EVENTS_TOPIC
 from services.usage_tracker.http import UsageRoutes
-from services.usage_tracker.store import UsageStore
+from services.usage_tracker.store import LayoutStore, UsageStore
 
 NAME = "usage_tracker"
 _PLATFORM_EVENTS = "platform.events"
@@ -32,6 +33,7 @@ async def build(runtime: Runtime) -> Parts:
     raw = timedelta(days=settings.raw_retention_days)
     ids = timedelta(days=settings.id_retention_days)
     store = UsageStore(db)
+    layouts = Layouts(LayoutStore(db), runtime.bus, settings.partitions)
     projects = Projects(runtime.stub("project", ProjectServiceStub), clock)
     ingest = Ingest(
         bus=runtime.bus,
@@ -39,11 +41,12 @@ async def build(runtime: Runtime) -> Parts:
         projects=projects,
         clock=clock,
         telemetry=telemetry,
-        partitions=settings.partitions,
+        layouts=layouts,
         raw_retention=raw,
     )
     added = asyncio.Event()
-    counting = EventsConsumer(Accounting(store, PriceBook.bundled(), ids), db, telemetry, added)
+    accounting = Accounting(store, PriceBook.bundled(), ids)
+    counting = EventsConsumer(accounting, db, telemetry, added, layouts)
     worker = PartitionConsumer(
         bus=runtime.bus,
         db=db,
@@ -52,7 +55,9 @@ async def build(runtime: Runtime) -> Parts:
         owner=f"{NAME}-{uuid7()}",
         apply=counting.apply,
         after=counting.after,
+        on_take=counting.take,
         clock=clock,
+        partitions=settings.partitions,
     )
     relay = WindowsRelay(
         bus=runtime.bus,
@@ -62,11 +67,16 @@ async def build(runtime: Runtime) -> Parts:
         telemetry=telemetry,
         partitions=settings.windows_partitions,
         skew=timedelta(milliseconds=settings.clock_skew_ms),
+        layouts=layouts,
         added=added,
     )
-    forgetting = Forgetting(store, clock, partitions=settings.partitions, raw=raw, ids=ids)
+    forgetting = Forgetting(store, clock, layouts=layouts, raw=raw, ids=ids)
     return Parts(
-        app=UsageRoutes(ingest, runtime.bus, telemetry).app(),
+        app=UsageRoutes(ingest, runtime.bus, telemetry, store.repeats).app(),
+        serving=[
+            layouts,
+            runtime.bus.tail([_PLATFORM_EVENTS], eviction(projects, runtime.access)),
+        ],
         tasks=[
             worker,
             relay,
@@ -79,7 +89,6 @@ async def build(runtime: Runtime) -> Parts:
                 topics=[_PLATFORM_EVENTS],
                 handlers={"org.deleted": forgetting.org_deleted},
             ),
-            runtime.bus.tail([_PLATFORM_EVENTS], eviction(projects, runtime.access)),
         ],
     )
 

@@ -45,7 +45,7 @@ def windows(org: UUID, **values: object) -> Windows:
 @pytest.fixture(scope="module")
 async def store(service_database) -> RollupStore:
     db = await service_database("analytics")
-    store = RollupStore(db, sources=1)
+    store = RollupStore(db)
     mark = int(NOW.timestamp() * 1_000_000)
     records = [
         windows(
@@ -62,7 +62,7 @@ async def store(service_database) -> RollupStore:
         ),
         windows(ORG, project_id=PROJECTS[1].bytes, mcp_server="github", tool="query", errors=1),
         windows(ORG, at=NOW - timedelta(hours=30), model="claude-haiku-4-5", cost_nano=7),
-        Windows({0: mark}),
+        Windows({0: mark}, sources=(1, 1)),
     ]
     async with db.change(Scope(), call=None) as change:
         await store.append(change.connection, partition_of(ORG, PARTITIONS), records)

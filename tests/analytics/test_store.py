@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -18,14 +19,16 @@ from services.analytics.domain import (
     SUMS,
     Columns,
     Windows,
-    deltas,
+    fresh,
     pieces,
+    series_id,
 )
 from services.analytics.store import Query, Result, RollupStore
 
 pytestmark = pytest.mark.store
 
 START = datetime(2026, 3, 30, 22, 0, tzinfo=UTC)
+EVER = datetime(2200, 1, 1, tzinfo=UTC)
 PROJECTS = [uuid4(), uuid4()]
 MODELS = ["claude-sonnet-4-5", "gpt-5-mini", None]
 
@@ -37,7 +40,7 @@ async def db(service_database) -> Database:
 
 @pytest.fixture(scope="module")
 def store(db: Database) -> RollupStore:
-    return RollupStore(db, sources=2)
+    return RollupStore(db)
 
 
 PARTS = count(1)
@@ -103,7 +106,9 @@ class Books:
 
 async def append(db: Database, store: RollupStore, books: Books, *records: Windows) -> int:
     async with db.change(Scope(), call=None) as change:
-        return await store.append(change.connection, books.part, records)
+        appended = await store.append(change.connection, books.part, records)
+    store.remember(appended)
+    return appended.rows
 
 
 async def ask(
@@ -115,16 +120,24 @@ async def ask(
     )
 
 
-@pytest.mark.parametrize("rolled", ["never", "between", "always"])
+async def roll_up(store: RollupStore, books: Books, before: datetime = EVER) -> int:
+    """Move all deltas on, and on again those before a time; returns how many deltas there were."""
+    moved = await store.gather(books.part)
+    await store.roll_up(books.part, before)
+    return moved
+
+
+@pytest.mark.parametrize("rolled", ["never", "gathered", "between", "half", "always"])
 @pytest.mark.parametrize("granularity", ["minute", "hour", "day", "month", "all"])
 async def test_sums_are_exact_whatever_has_been_rolled_up(db, store, rolled, granularity):
     books = Books()
+    before = {"gathered": START, "half": START + timedelta(hours=20)}.get(rolled, EVER)
     await append(db, store, books, books.windows(0, 150))
     if rolled != "never":
-        assert await store.roll_up(books.part) == 150
+        assert await roll_up(store, books, before) == 150
     await append(db, store, books, books.windows(1, 150), books.windows(0, 50))
-    if rolled == "always":
-        assert await store.roll_up(books.part) == 200
+    if rolled in ("half", "always"):
+        assert await roll_up(store, books, before) == 200
     start, end = START + timedelta(minutes=37), START + timedelta(hours=55, minutes=11)
     result = await ask(store, books, start, end, granularity)
     for name in SUMS:
@@ -135,7 +148,7 @@ async def test_sums_are_exact_whatever_has_been_rolled_up(db, store, rolled, gra
 async def test_groups_and_filters_agree_with_sums_by_hand(db, store):
     books = Books()
     await append(db, store, books, books.windows(0, 200))
-    await store.roll_up(books.part)
+    await roll_up(store, books)
     end = START + timedelta(days=5)
     result = await ask(store, books, START, end, "all", group_by=("model", "status"))
     assert len(result.rows) == 6
@@ -205,12 +218,42 @@ async def test_freshness_is_unknown_until_every_source_has_spoken_and_then_the_l
     mark = int(moment.timestamp()) * 1_000_000 + moment.microsecond
     await append(db, store, books, books.windows(0, 1, mark))
     end = START + timedelta(days=5)
+    # Nobody has said yet that this is all.
+    assert (await ask(store, books, START, end, "all")).fresh_until is None
+    await append(db, store, books, Windows({}, sources=(1, 2)))
     assert (await ask(store, books, START, end, "all")).fresh_until is None
     await append(db, store, books, Windows({1: mark + 5_000_000}))
     assert (await ask(store, books, START, end, "all")).fresh_until == moment
     # An older one never moves it back.
     await append(db, store, books, Windows({0: mark - 1}))
     assert (await ask(store, books, START, end, "all")).fresh_until == moment
+
+
+async def test_a_source_that_is_new_counts_at_once_and_one_that_is_gone_holds_nothing_back(
+    db, store
+):
+    books = Books()
+    end = START + timedelta(days=5)
+
+    async def fresh(*marks: int | None) -> bool:
+        """Whether it is fresh until then; without, whether that is unknown."""
+        found = (await ask(store, books, START, end, "all")).fresh_until
+        return found == (datetime.fromtimestamp(marks[0], UTC) if marks else None)
+
+    def seconds(**marks: int) -> dict[int, int]:
+        return {int(source[1:]): at * 1_000_000 for source, at in marks.items()}
+
+    await append(db, store, books, Windows(seconds(s0=100, s1=90), sources=(1, 2)))
+    assert await fresh(90)
+    await append(db, store, books, Windows({}, sources=(2, 3)))
+    assert await fresh()
+    await append(db, store, books, Windows(seconds(s2=80), sources=(2, 3)))
+    assert await fresh(80)
+    # One that stood still meanwhile tells of what was.
+    await append(db, store, books, Windows(seconds(s1=95), sources=(1, 2)))
+    assert await fresh(80)
+    await append(db, store, books, Windows(seconds(s0=200), sources=(3, 1)))
+    assert await fresh(200)
 
 
 async def test_another_organization_sees_nothing(db, store):
@@ -247,12 +290,12 @@ async def test_a_deleted_organization_leaves_nothing_and_takes_nothing_else_alon
     other = Books(2, part=books.part)
     other.seq = [100, 0]
     await append(db, store, books, books.windows(0, 30))
-    await store.roll_up(books.part)
+    await roll_up(store, books)
     await append(db, store, books, books.windows(0, 5))
     await append(db, store, other, other.windows(0, 30))
     async with db.change(Scope(), call=None) as change:
         await store.forget(change, books.part, books.org)
-        for table in ("deltas", "minutes", "hours", "days", "months", "series"):
+        for table in ("deltas", "recent", "minutes", "hours", "days", "months", "series"):
             left = await change.connection.fetch(f"SELECT DISTINCT org_id FROM {table}")
             assert books.org not in {r["org_id"] for r in left}
     end = START + timedelta(days=5)
@@ -263,20 +306,21 @@ async def test_a_deleted_organization_leaves_nothing_and_takes_nothing_else_alon
 async def test_two_roll_ups_at_once_move_each_delta_once(db, store):
     books = Books()
     await append(db, store, books, books.windows(0, 300))
-    moved = await asyncio.gather(*(store.roll_up(books.part) for _ in range(4)))
+    moved = await asyncio.gather(*(store.gather(books.part) for _ in range(4)))
     assert sum(moved) == 300
+    await asyncio.gather(*(store.roll_up(books.part, EVER) for _ in range(4)))
     end = START + timedelta(days=5)
     result = await ask(store, books, START, end, "month")
     assert result.totals.sums["cost_nano"] == books.total("cost_nano", START, end)
 
 
 async def test_a_backlog_is_moved_in_bounded_steps(db):
-    books, store = Books(), RollupStore(db, sources=2, step=40)
+    books, store = Books(), RollupStore(db, step=40)
     await append(db, store, books, books.windows(0, 100))
-    assert await store.roll_up(books.part) == 100
+    assert await store.gather(books.part) == 100
     async with db.session() as connection:
         steps = await connection.fetchval(
-            "SELECT count(DISTINCT xmin::text) FROM minutes WHERE part = $1", books.part
+            "SELECT count(DISTINCT xmin::text) FROM recent WHERE part = $1", books.part
         )
     assert steps == 3
     end = START + timedelta(days=5)
@@ -289,9 +333,9 @@ async def test_sketches_survive_the_roll_up(db, store):
     end = START + timedelta(days=5)
     await append(db, store, books, books.windows(0, 100))
     before = (await ask(store, books, START, end, "all")).totals.bins
-    await store.roll_up(books.part)
+    await roll_up(store, books)
     await append(db, store, books, books.windows(0, 1))
-    await store.roll_up(books.part)
+    await roll_up(store, books)
     after = dict((await ask(store, books, START, end, "all")).totals.bins)
     last = books.rows[-1]["latency_bins"][0]
     expected = dict(before)
@@ -300,12 +344,25 @@ async def test_sketches_survive_the_roll_up(db, store):
 
 
 def test_series_of_other_dimensions_never_share_an_id():
+    found = fresh(Books().windows(0, 300), 0)
+    by_id: dict[bytes, object] = {}
+    for key in found.series():
+        assert by_id.setdefault(series_id(key), key) == key
+    assert len(by_id) == len(set(found.series()))
+
+
+async def test_a_series_whose_append_was_rolled_back_is_stored_with_the_next(db, store):
     books = Books()
-    found = deltas(books.windows(0, 300), 0)
-    by_id: dict[UUID, object] = {}
-    for delta in found:
-        assert by_id.setdefault(delta.series.series_id, delta.series) == delta.series
-    assert len(by_id) == len({d.series.values for d in found})
+    record = books.windows(0, 40)
+    with suppress(InterruptedError):
+        async with db.change(Scope(), call=None) as change:
+            await store.append(change.connection, books.part, [record])
+            raise InterruptedError
+    await append(db, store, books, record)
+    await append(db, store, books, books.windows(0, 40))
+    end = START + timedelta(days=5)
+    result = await ask(store, books, START, end, "all")
+    assert result.totals.sums["events"] == books.total("events", START, end)
 
 
 async def test_sums_beyond_64_bits_stay_exact_and_stop_nobody(db, store):
@@ -317,7 +374,7 @@ async def test_sums_beyond_64_bits_stay_exact_and_stop_nobody(db, store):
             getattr(record.columns, name)[0] = books.rows[-1][name] = large
         record.columns.minute[0] = books.rows[-1]["minute"] = int(START.timestamp()) // 60
         await append(db, store, books, record)
-        await store.roll_up(books.part)
+        await roll_up(store, books)
     end = START + timedelta(days=5)
     result = await ask(store, books, START, end, "all")
     assert result.totals.sums["cost_nano"] == 3 * large

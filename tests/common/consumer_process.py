@@ -1,8 +1,8 @@
 """A member of a group in a process of its own, that writes down what it handles.
 
-Its arguments are one JSON object: driver, address, lease, topic, group, file, pause. For each
-record it writes a line ``start PARTITION VALUE``, works for ``pause`` seconds, and writes
-``done PARTITION VALUE``.
+Its arguments are one JSON object: driver, address, lease, topic, group, file, pause, and perhaps
+options, of the bus. For each record it writes a line ``start PARTITION VALUE``, works for
+``pause`` seconds, and writes ``done PARTITION VALUE``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.common.brokers import DRIVERS
 
 async def consume(given: dict[str, Any]) -> None:
     _, make = DRIVERS[given["driver"]]
-    bus = make(given["address"], lease=given["lease"])
+    bus = make(given["address"], lease=given["lease"], **given.get("options", {}))
     out = os.open(given["file"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     async def handle(record: Record) -> None:

@@ -61,11 +61,13 @@ class Fleet:
         handlers: by full service name.
     """
 
-    def __init__(self, signer: Signer, access: FakeAccess, telemetry: Telemetry) -> None:
+    def __init__(
+        self, listen: str, signer: Signer, access: FakeAccess, telemetry: Telemetry
+    ) -> None:
         self.signer = signer
         self.access = access
         self.telemetry = telemetry
-        self.server = Server("127.0.0.1:0")
+        self.server = Server(listen)
         self.handlers: dict[str, Handlers] = {}
         self.closing = AsyncExitStack()
         self._tokens: dict[str, ServiceTokens] = {}
@@ -126,9 +128,10 @@ async def fleet(
     verifier: TokenVerifier | None = None,
     find_answer: FindAnswer | None = None,
     deadline: float = 10.0,
+    listen: str = "127.0.0.1:0",
 ) -> AsyncIterator[Fleet]:
-    """Serve these services, by full name, on one free port."""
-    made = Fleet(signer or Signer(), FakeAccess(), telemetry or silent_telemetry("team"))
+    """Serve these services, by full name, on one port, which is a free one where none is named."""
+    made = Fleet(listen, signer or Signer(), FakeAccess(), telemetry or silent_telemetry("team"))
     guards = Guards(
         telemetry=made.telemetry,
         verifier=verifier or made.signer.verifier(),

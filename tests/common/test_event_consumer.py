@@ -14,8 +14,9 @@ import pytest
 from common.clock import SystemClock
 from common.database import Change, Database, Scope
 from common.errors import NotFound, Unavailable
-from common.events.bus import Backoff, Bus, Outgoing, Record
+from common.events.bus import Backoff, Bus, Outgoing, Record, retry_topic
 from common.events.consumer import EventConsumer, EventHandler
+from common.events.dead_letters import DeadLetters, Letter
 from common.events.envelope import Envelope, encode, envelope_for
 from common.events.redis_streams import RedisStreamsBus
 from common.identity.call import current_call_or_none
@@ -111,7 +112,8 @@ async def letters(bus: Bus, topic: str) -> list[Record]:
 
 
 async def handled(bus: Bus, topic: str) -> bool:
-    return await bus.lag(topic, NAME) == 0
+    """Whether no event waits, neither for its first attempt nor for another."""
+    return not await bus.lag(topic, NAME) and not await bus.lag(retry_topic(topic, NAME), NAME)
 
 
 async def test_an_event_delivered_again_takes_effect_once(
@@ -185,7 +187,7 @@ async def test_an_event_that_a_handler_always_refuses_is_a_dead_letter(
     assert await notes(db, org, next_org) == ["org.deleted"]
 
 
-async def test_a_dead_letter_sent_again_takes_effect(
+async def test_a_dead_letter_that_is_replayed_takes_effect_once(
     bus: Bus, topic: str, make: Make, db: Database
 ) -> None:
     org = uuid4()
@@ -201,9 +203,31 @@ async def test_a_dead_letter_sent_again_takes_effect(
     await eventually(lambda: handled(bus, topic))
     (letter,) = await letters(bus, topic)
     broken = False
-    await bus.publish(topic, [Outgoing(letter.value, letter.key, headers=letter.headers)])
+    dead_letters = DeadLetters(bus, telemetry=silent_telemetry(), clock=SystemClock())
+    for operator in ("ada", "bob"):
+        await dead_letters.replay(Letter(letter), operator)
     await eventually(lambda: handled(bus, topic))
     assert await notes(db, org) == ["org.deleted"]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_an_event_that_fails_holds_up_others_only_where_order_is_asked_for(
+    bus: Bus, topic: str, make: Make, ordered: bool
+) -> None:
+    bad, good = uuid4(), uuid4()
+    tried: list[UUID] = []
+
+    async def handle(change: Change, message: Any, envelope: Envelope) -> None:
+        tried.append(UUID(message.org_id))
+        if tried[-1] == bad and (len(tried) < 5 if ordered else good not in tried):
+            raise KeyError("not yet")
+
+    await send(bus, topic, about(bad), about(good))
+    await make({"org.deleted": handle}, ordered=ordered, max_attempts=1000)
+    await eventually(lambda: good in tried)
+    await eventually(lambda: handled(bus, topic))
+    assert tried[0] == bad
+    assert tried[-1] == (good if ordered else bad)
 
 
 async def test_types_without_a_handler_are_skipped_and_unknown_ones_are_dead_letters(

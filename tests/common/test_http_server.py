@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.errors import MindWeaveError
-from common.http import server as http_server
+from common.http import protocol
 from common.http.body import read_body
 from common.http.problems import problem
 from common.http.server import HttpServer
@@ -90,7 +90,7 @@ async def test_ipv6_addresses_are_written_in_brackets() -> None:
 async def test_a_head_that_does_not_arrive_in_time_is_a_408(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.2)
     async with serving(hello) as address, connected(address) as connection:
         connection[1].write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
         status, fields, body = await answer_of(connection)
@@ -102,13 +102,13 @@ async def test_a_head_that_does_not_arrive_in_time_is_a_408(
 async def test_a_connection_on_which_nothing_comes_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.2)
     async with serving(hello) as address, connected(address) as (reader, _):
         assert await asyncio.wait_for(reader.read(), 10) == b""
 
 
 async def test_a_second_head_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.2)
     async with serving(hello) as address, connected(address) as connection:
         connection[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await answer_of(connection))[0] == 200
@@ -161,7 +161,7 @@ async def test_a_body_that_nobody_read_is_read_away_and_the_connection_lives_on(
 async def test_a_body_that_nobody_read_and_that_does_not_end_is_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_server, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.2)
     async with serving(hello) as address, connected(address) as connection:
         connection[1].write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx")
         assert (await answer_of(connection))[0] == 200

@@ -1,95 +1,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import grpc.aio
 import httpx
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
-from starlette.requests import Request
-from starlette.responses import Response
 
-from common.background import PartStatus
 from common.database import bootstrap, migrate
+from common.errors import NotReady
 from common.events.bus import TopicMismatch
-from common.http.app import RestApp, answer
-from common.identity.call import Principal
-from common.identity.tokens import public_jwk
-from common.lifecycle import Host, NotReady
-from common.service import Parts, Runtime, Service
+from common.lifecycle import Host
+from common.service import Runtime
 from common.settings import Settings
-from common.testing import Signer
-from mindweave.auth.v1 import auth_pb2, auth_pb2_grpc
 from mindweave.team.v1.team_pb2_grpc import TeamServiceStub
+from tests.common.hosting import Usage, Work, auth, page, ready, running, usage
+from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.rpc
 
 SCHEMA = "CREATE TABLE things (id integer PRIMARY KEY);"
-
-
-class Auth(auth_pb2_grpc.AuthServiceServicer):
-    """Gives every service its token."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._signer = Signer(runtime.clock, runtime.settings.issuer)
-
-    async def issue(
-        self, request: auth_pb2.IssueServiceTokenRequest, context: object
-    ) -> auth_pb2.IssueServiceTokenResponse:
-        principal = self._signer.signed(Principal("service", service=request.service))
-        ends = Timestamp()
-        ends.FromDatetime(datetime.now(UTC) + timedelta(minutes=5))
-        return auth_pb2.IssueServiceTokenResponse(token=principal.token, expires_at=ends)
-
-    async def keys(
-        self, request: auth_pb2.GetJwksRequest, context: object
-    ) -> auth_pb2.GetJwksResponse:
-        jwk = public_jwk(self._signer.kid, self._signer.key.public_key())
-        return auth_pb2.GetJwksResponse(keys=[auth_pb2.JsonWebKey(**jwk)])
-
-    IssueServiceToken, GetJwks = issue, keys
-
-
-class Work:
-    """Background work that notes what happens to it."""
-
-    name = "work"
-
-    def __init__(self, noted: list[str], *, ready: bool = True) -> None:
-        self._noted = noted
-        self.ready = ready
-
-    async def start(self) -> None:
-        self._noted.append("work started")
-
-    async def stop(self) -> None:
-        self._noted.append("work stopped")
-
-    def status(self) -> PartStatus:
-        return PartStatus(self.ready, "" if self.ready else "has no work", lag=3)
-
-
-class Usage:
-    """Answers one REST route, when it is told to."""
-
-    def __init__(self) -> None:
-        self.entered, self.free = asyncio.Event(), asyncio.Event()
-
-    async def health(self, _: Request) -> Response:
-        self.entered.set()
-        await self.free.wait()
-        return answer({"status": "ok"})
-
-    def app(self) -> RestApp:
-        return RestApp({"/mindweave.usage_tracker.v1.UsageTrackerService/GetHealth": self.health})
 
 
 @pytest.fixture
@@ -112,42 +46,9 @@ def alone(settings: Settings) -> Settings:
     return settings.model_copy(update={"listen": "127.0.0.1:0", "startup_timeout": 1.0})
 
 
-def auth(migrations: Path | None = None, work: Work | None = None) -> Service:
-    async def build(runtime: Runtime) -> Parts:
-        servicers = [("mindweave.auth.v1.AuthService", Auth(runtime))]
-        return Parts(servicers=servicers, tasks=[work] if work else [])
-
-    return Service("auth", build, migrations)
-
-
-def usage(app: RestApp, seen: Callable[[Runtime], Awaitable[None]] | None = None) -> Service:
-    async def build(runtime: Runtime) -> Parts:
-        if seen is not None:
-            await seen(runtime)
-        return Parts(app=app)
-
-    return Service("usage_tracker", build, None)
-
-
 async def migrated(settings: Settings, migrations: Path) -> None:
     await bootstrap(settings.database_url or "", "auth", settings)
     await migrate(settings.owner_dsn("auth"), "auth", migrations)
-
-
-@asynccontextmanager
-async def running(services: list[Service], settings: Settings) -> AsyncIterator[Host]:
-    host = Host(services, settings, version="1.2.3")
-    await host.start()
-    try:
-        yield host
-    finally:
-        await host.stop()
-
-
-async def ready(address: str) -> tuple[int, dict[str, Any]]:
-    async with httpx.AsyncClient() as http:
-        response = await http.get(f"http://{address}/health/ready")
-    return response.status_code, response.json()
 
 
 async def test_a_process_tells_each_service_and_part_when_it_is_ready(
@@ -228,12 +129,93 @@ async def test_a_part_that_fails_later_makes_the_process_unready(alone: Settings
     assert [s["ready"] for s in report["services"]] == [False, True]
 
 
+async def test_a_part_that_only_a_new_process_can_help_ends_liveness_and_no_other_does(
+    alone: Settings,
+) -> None:
+    work = Work([])
+    async with running([auth(work=work), usage(Usage().app())], alone) as host:
+        work.ready = False
+        assert await page(host.http_address, "live") == (200, {"status": "ok"})
+        work.live = False
+        status, report = await page(host.http_address, "live")
+        same = await page(host.metrics_address, "live")
+        work.live = True
+        assert (await page(host.http_address, "live"))[0] == 200
+
+    assert (status, same[0]) == (503, 503)
+    [found] = report["services"]
+    assert (found["name"], [p["name"] for p in found["parts"]]) == ("auth", ["work"])
+    assert found["parts"][0]["detail"] == "has no work"
+
+
+async def test_a_process_that_is_stopping_lives(alone: Settings) -> None:
+    """Its parts have ended, as they should; nobody is to kill it for that."""
+    work, slow = Work([]), Usage()
+    host = Host([auth(work=work), usage(slow.app())], alone, version="0")
+    await host.start()
+    async with httpx.AsyncClient() as http:
+        request = asyncio.create_task(http.get(f"http://{host.http_address}/v1/health"))
+        await slow.entered.wait()
+        stopping = asyncio.create_task(host.stop())
+        work.live = False
+        assert (await page(host.metrics_address, "live"))[0] == 200
+        slow.free.set()
+        await request
+        await stopping
+
+
+async def test_a_cache_that_is_down_makes_those_unready_who_use_it_and_nobody_dead(
+    alone: Settings,
+) -> None:
+    async def use(runtime: Runtime) -> None:
+        assert runtime.cache
+
+    down = alone.model_copy(update={"cache_url": "redis://127.0.0.1:1"})
+    async with running([auth(), usage(Usage().app(), use)], down) as host:
+        status, report = await ready(host.http_address)
+        live, _ = await page(host.http_address, "live")
+
+    assert (status, live) == (503, 200)
+    assert [s["ready"] for s in report["services"]] == [True, False]
+    (cache,) = (p for p in report["services"][1]["parts"] if p["name"] == "cache")
+    assert cache == {
+        "name": "cache",
+        "ready": False,
+        "detail": "The cache is not available.",
+        "lag": None,
+    }
+
+
+async def test_those_who_ask_about_a_frozen_dependency_wait_together_and_liveness_does_not(
+    alone: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def silent() -> None:
+        asked.append("ping")
+        await asyncio.Event().wait()
+
+    async def freeze(runtime: Runtime) -> None:
+        monkeypatch.setattr(runtime.bus, "ping", silent)
+
+    async with running([auth(), usage(Usage().app(), freeze)], alone) as host:
+        asking = [asyncio.create_task(ready(host.http_address)) for _ in range(10)]
+        await eventually(lambda: bool(asked))
+        assert (await page(host.http_address, "live"))[0] == 200
+        assert not any(one.done() for one in asking)
+        answers = await asyncio.gather(*asking)
+
+    assert [status for status, _ in answers] == [503] * 10
+    assert "no answer" in repr(answers[0][1]["services"][1])
+    assert asked == ["ping"]
+
+
 async def test_another_number_of_partitions_than_the_stored_one_is_refused(
     alone: Settings,
 ) -> None:
     async with running([auth()], alone):
         pass
-    other = alone.model_copy(update={"partitions": alone.partitions + 1})
+    other = alone.model_copy(update={"partitions": 5})
 
     with pytest.raises(TopicMismatch, match=r"usage\.events"):
         await Host([auth()], other, version="0").start()

@@ -8,13 +8,15 @@ from collections.abc import Awaitable, Callable
 PATIENCE = 30.0
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+async def eventually(
+    condition: Callable[[], bool | Awaitable[bool]], patience: float = PATIENCE
+) -> None:
     """Returns once the condition holds.
 
     Raises:
-        TimeoutError: it never did.
+        TimeoutError: it did not within ``patience`` seconds.
     """
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(patience):
         while True:
             answer = condition()
             if await answer if isinstance(answer, Awaitable) else answer:

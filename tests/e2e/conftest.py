@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,11 +13,28 @@ from fleet.process import Platform
 from tests.e2e.own import free_port
 from tests.e2e.tenant import Tenant, tenant
 
+GIVEN = "MINDWEAVE_E2E_ADDRESS"
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where an address is given, only those tests run that need nothing else."""
+    if not os.environ.get(GIVEN):
+        return
+    others = [
+        item
+        for item in items
+        if HERE in item.path.parents and "address" not in getattr(item, "fixturenames", ())
+    ]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of the REST API, such as ``http://127.0.0.1:8080``; MINDWEAVE_E2E_ADDRESS where it is set."""
-    given = os.environ.get("MINDWEAVE_E2E_ADDRESS")
+    given = os.environ.get(GIVEN)
     if given:
         yield given.rstrip("/")
         return

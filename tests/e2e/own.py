@@ -6,8 +6,11 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fleet.process import Platform
+
+START_PATIENCE = 240.0
 
 
 def free_port() -> int:
@@ -19,12 +22,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def own_platform(data: Path, environment: Mapping[str, str] | None = None) -> Iterator[Platform]:
+def own_platform(
+    data: Path, environment: Mapping[str, str] | None = None, **layout: Any
+) -> Iterator[Platform]:
     """A ready platform in ``data``; whatever it leaves behind is ended at the end."""
-    platform = Platform(data, f"127.0.0.1:{free_port()}", environment)
+    platform = Platform(data, f"127.0.0.1:{free_port()}", environment, **layout)
     try:
         with platform:
-            platform.wait_until_ready()
+            platform.wait_until_ready(START_PATIENCE)
             yield platform
     finally:
         for left_behind in platform.processes():

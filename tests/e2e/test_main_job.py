@@ -122,15 +122,14 @@ def test_a_repeat_with_another_body_is_a_counted_conflict(address: str):
 
 
 def conflicts(who: Tenant) -> int:
-    """The platform's counter of conflicts."""
+    """The platform's count of conflicts."""
     scopes = {"name": "metrics", "scopes": ["metrics:read"]}
     key = who.owner.client.post("/auth/api-keys", json=scopes).json()["key"]
     answer = who.client.get("/v1/metrics", headers={"Authorization": f"Bearer {key}"})
     assert answer.status_code == 200, answer.text
-    counter = "mindweave_events_counted_total{"
-    lines = [
+    (line,) = [
         line
         for line in answer.text.splitlines()
-        if line.startswith(counter) and 'outcome="conflict"' in line
+        if line.startswith("mindweave_ledger_repeats{") and 'kind="conflict"' in line
     ]
-    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines)
+    return int(float(line.rsplit(" ", 1)[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,13 +36,24 @@ class Victim:
         who = self.tenant
         return {*self.rows.values(), *who.projects, who.owner.id}
 
-    def path(self, template: str) -> str:
-        """The route with the victim's ids in it."""
+    def path(self, template: str, others: dict[str, str] | None = None) -> str:
+        """The route with the victim's ids in it, but for ``others`` by their parameter."""
         parts = template.split("/")
         return "/".join(
-            self.rows["/".join(parts[:place])] if part.startswith("{") else part
+            (others or {}).get(part[1:-1], self.rows["/".join(parts[:place])])
+            if part.startswith("{")
+            else part
             for place, part in enumerate(parts)
         )
+
+    def ids_in(self, template: str) -> dict[str, str]:
+        """Its ids by the parameters of the route."""
+        parts = template.split("/")
+        return {
+            part[1:-1]: self.rows["/".join(parts[:place])]
+            for place, part in enumerate(parts)
+            if part.startswith("{")
+        }
 
     def event(self) -> dict[str, Any]:
         """An event for the victim's project."""
@@ -69,6 +81,9 @@ class Victim:
             "org_id": self.tenant.org_id,
             "project_id": self.tenant.projects[0],
             "user_id": self.rows["/orgs/{org_id}/members"],
+            "api_key_id": self.rows["/auth/api-keys"],
+            # There are no teams yet; an id that nothing has is as foreign as any.
+            "team_id": str(uuid4()),
         }
 
 
@@ -88,10 +103,22 @@ OWN = {
 }
 
 
-@pytest.fixture(scope="module")
-def victim(address: str) -> Victim:
-    who = tenant(address)
-    member = register(address)
+# Ids that the client makes itself, of things that the platform keeps no rows of.
+OWN_NAMES = {"event_id", "session_id", "request_id", "decision_id"}
+# Here an id is only a name: whose an event is, who is made a member, and teams, which have no rows
+# yet.
+NAMES_ANYBODY = {
+    ("POST /projects", "team_id"),
+    ("PATCH /projects/{id}", "team_id"),
+    ("POST /v1/events", "user_id"),
+    ("POST /v1/track", "user_id"),
+    ("POST /orgs/{org_id}/members", "user_id"),
+}
+
+
+def with_a_row_of_each(who: Tenant) -> Victim:
+    """The tenant with its ids, one of each kind of row."""
+    member = register(who.owner.address)
     added = {"user_id": member.id, "role": "member"}
     created(who.owner.client, f"/orgs/{who.org_id}/members", added)
     path = f"/projects/{who.projects[0]}/api-keys"
@@ -107,8 +134,23 @@ def victim(address: str) -> Victim:
 
 
 @pytest.fixture(scope="module")
+def victim(address: str) -> Victim:
+    return with_a_row_of_each(tenant(address))
+
+
+@pytest.fixture(scope="module")
 def stranger(address: str) -> Tenant:
     return tenant(address)
+
+
+@pytest.fixture(scope="module")
+def strangers(address: str, stranger: Tenant) -> Iterator[list[httpx.Client]]:
+    """The stranger with each kind of credential: a session, a key, the key of a project."""
+    path = f"/projects/{stranger.projects[0]}/api-keys"
+    scopes = ["events:write", "analytics:read", "metrics:read", "project:read"]
+    key = created(stranger.owner.client, path, {"name": "narrow", "scopes": scopes})["key"]
+    with bearer(address, key) as narrow:
+        yield [stranger.owner.client, stranger.client, narrow]
 
 
 def operations(address: str) -> list[tuple[str, dict[str, Any]]]:
@@ -136,17 +178,90 @@ def attempt(client: httpx.Client, victim: Victim, name: str, entry: dict[str, An
     return client.request(verb, victim.path(template), params=params, json=body)
 
 
-def test_every_route_answers_a_stranger_with_403_or_404(address, victim, stranger):
+def test_every_route_answers_a_stranger_with_403_or_404(address, victim, strangers):
     answers = {}
-    for credential in (stranger.owner.client, stranger.client):
+    for credential in strangers:
         for name, entry in operations(address):
             if name in OWN:
                 continue
             answer = attempt(credential, victim, name, entry)
             answers[name] = answer.status_code
-            assert answer.status_code in (403, 404), (name, answer.status_code, answer.text)
+            assert refused(name, credential is strangers[2], answer), (name, answer.text)
             assert not victim.ids & leaked(answer), name
     assert len(answers) >= 14
+
+
+def refused(name: str, of_project: bool, answer: httpx.Response) -> bool:
+    """Whether it is a 403 or a 404.
+
+    The key of a project can name no other one: an event that does is wrong by itself.
+    """
+    if of_project and name in ("POST /v1/events", "POST /v1/track"):
+        return answer.status_code == 422 and "foreign" in answer.json()["code"]
+    return answer.status_code in (403, 404)
+
+
+def ids_asked(document: dict[str, Any], entry: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """The names of the ids that an operation takes in its query, and anywhere in its body."""
+    query = {p["name"] for p in entry.get("parameters", []) if p.get("in") == "query"}
+    body: set[str] = set()
+
+    def walk(schema: Any) -> None:
+        if isinstance(schema, list):
+            for inner in schema:
+                walk(inner)
+        elif isinstance(schema, dict):
+            if "$ref" in schema:
+                walk(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+            body.update(schema.get("properties", {}))
+            walk([*schema.values()])
+
+    walk(entry.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema"))
+    return {n for n in query if n.endswith("_id")}, {n for n in body if n.endswith("_id")}
+
+
+def test_every_id_that_an_operation_takes_is_one_that_is_tried_here(address, victim):
+    document = httpx.get(f"{address}/openapi.json").json()
+    asked = [ids_asked(document, entry) for _, entry in operations(address)]
+    named = set.union(*(query | body for query, body in asked))
+    assert named - OWN_NAMES <= {*victim.known}, "give the new id a row of the victim's"
+
+
+def test_one_foreign_id_among_ones_own_is_a_404_or_shows_nothing(address, victim, stranger):
+    document = httpx.get(f"{address}/openapi.json").json()
+    own = with_a_row_of_each(stranger)
+    tried = 0
+    for name, entry in operations(address):
+        query, body = ids_asked(document, entry)
+        template = name.split(" ")[1]
+        in_path = {*own.ids_in(template)} if template.count("{") > 1 else set()
+        for place in sorted((in_path | query | body) - OWN_NAMES):
+            if (name, place) not in NAMES_ANYBODY:
+                answer = attempt_with_one(stranger.owner.client, own, victim, name, entry, place)
+                assert nothing_of(victim, answer), (name, place, answer.text)
+                tried += 1
+    assert tried >= 20
+
+
+def attempt_with_one(client, own: Victim, victim: Victim, name: str, entry, place: str):
+    """The operation with one's own ids, but for the victim's in one place."""
+    verb, template = name.split(" ")
+    foreign = {place: (victim.ids_in(template) | victim.known)[place]}
+    named = {p.get("name") for p in entry["parameters"] if p.get("in") == "query"}
+    params = {k: v for k, v in ({"org_id": own.tenant.org_id} | foreign).items() if k in named}
+    body = own.body(name, entry)
+    if isinstance(body, dict) and place not in template:
+        events = body.get("events", [body])
+        for event in events:
+            event.update(foreign)
+    return client.request(verb, own.path(template, foreign), params=params, json=body)
+
+
+def nothing_of(victim: Victim, answer: httpx.Response) -> bool:
+    """Whether it was refused, or read without anything of the victim's in it."""
+    if answer.request.method == "GET" and answer.status_code == 200:
+        return not victim.ids & leaked(answer) and not answer.json().get("rows")
+    return answer.status_code in (403, 404)
 
 
 def test_a_key_may_not_use_auth(address, stranger):

@@ -6,7 +6,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from common.lifecycle import NotReady
+from common.errors import NotReady
 from common.service import Parts, Runtime, Service
 from common.settings import Settings
 from fleet.migrate import migrate_all

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from common.service import Service
 from fleet.cli import app
+from fleet.embedded import DataFolder
 from fleet.services import SERVICES, load
-from fleet.status import NotRunning, ask, find_address, show
+from fleet.status import NotRunning, ProcessStatus, of_address, of_folder, show
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +28,7 @@ def service(name: str, *parts: dict[str, object]) -> dict[str, object]:
 
 def shown(*services: dict[str, object]) -> tuple[bool, str]:
     out = io.StringIO()
-    whole = show(list(services), Console(file=out, width=120))
+    whole = show([ProcessStatus("one", services)], Console(file=out, width=120))
     return whole, out.getvalue()
 
 
@@ -55,15 +56,37 @@ def test_the_report_is_asked_of_the_platform(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(httpx, "get", get)
 
-    assert ask("127.0.0.1:9") == body["services"]
-    assert ask("http://127.0.0.1:9") == body["services"]
+    for address in ("127.0.0.1:9", "http://127.0.0.1:9"):
+        (process,) = of_address(address)
+        assert process.services == body["services"]
+
+
+def test_a_process_that_does_not_answer_is_shown_with_what_its_supervisor_says() -> None:
+    out = io.StringIO()
+    dead = ProcessStatus("team-1", detail="backoff: Exited too quickly")
+
+    whole = show([ProcessStatus("auth-1", [service("auth")]), dead], Console(file=out, width=120))
+
+    assert not whole
+    assert "team-1" in out.getvalue()
+    assert "Exited too quickly" in out.getvalue()
+
+
+def test_every_process_of_a_folder_is_asked_at_its_own_address(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.write_run({"processes": [{"name": "team-1", "metrics": "127.0.0.1:1"}]})
+
+    (found,) = of_folder(tmp_path)
+
+    folder.close()
+    assert (found.name, found.ready, found.detail) == ("team-1", False, "does not answer")
 
 
 def test_without_a_platform_status_says_so_and_fails(tmp_path: Path) -> None:
     with pytest.raises(NotRunning, match="mindweave all"):
-        find_address(tmp_path)
+        of_folder(tmp_path)
     with pytest.raises(NotRunning, match="Nothing answers"):
-        ask("127.0.0.1:1")
+        of_address("127.0.0.1:1")
 
     result = CliRunner().invoke(app, ["status", "--data", str(tmp_path)])
     assert result.exit_code == 1

@@ -36,12 +36,15 @@ from mindweave.project.v1.project_pb2 import (
 )
 from mindweave.project.v1.project_pb2_grpc import ProjectServiceStub
 from services.usage_tracker.actions.ingest import Ingest
+from services.usage_tracker.actions.layout import Layouts, Repartitioning
 from services.usage_tracker.actions.projects import Projects
 from services.usage_tracker.consumer.forgetting import eviction
+from services.usage_tracker.domain.columns import columns_of
 from services.usage_tracker.domain.judging import Row, microseconds
-from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents, events_data
-from services.usage_tracker.domain.settling import Arrived
+from services.usage_tracker.domain.layout import Layout, State
+from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents
 from services.usage_tracker.http import UsageRoutes
+from tests.usage_tracker.plain import Arrived, events_of
 
 S = TypeVar("S")
 NOW = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
@@ -88,9 +91,16 @@ def arrived() -> MakeArrived:
 def record() -> MakeRecord:
     """Makes a record of ``usage.events`` of events that arrived with one request."""
 
-    def make(*events: Arrived, part: int = 0, number: int = 1, kind: str = EVENTS_TOPIC) -> Record:
+    def make(
+        *events: Arrived,
+        part: int = 0,
+        number: int = 1,
+        kind: str = EVENTS_TOPIC,
+        partitions: int | None = None,
+    ) -> Record:
         first = events[0]
-        data = events_data([e.row for e in events], first.received_at, first.api_key_id)
+        columns = columns_of([e.row for e in events])
+        data = UsageEvents(first.received_at, first.api_key_id, columns, partitions)
         envelope = Envelope(
             id=uuid4(),
             type=kind,
@@ -101,6 +111,30 @@ def record() -> MakeRecord:
         return Record(EVENTS_TOPIC, part, f"1-{number}", "", pack(envelope), PACKED_HEADERS)
 
     return make
+
+
+class FixedLayouts:
+    """A layout that stays as it is, unless a test sets it; None is one that is being changed."""
+
+    def __init__(self, partitions: int) -> None:
+        self.layout: Layout | None = Layout(partitions, 1, State.OPEN, None)
+
+    def open(self) -> Layout:
+        if self.layout is None:
+            raise Repartitioning
+        return self.layout
+
+    def confirm(self, layout: Layout) -> None:
+        if self.open() != layout:
+            raise Repartitioning
+
+    async def read(self) -> Layout:
+        return self.open()
+
+
+def layouts_of(partitions: int) -> Layouts:
+    """A layout of so many partitions that stays as it is."""
+    return cast(Layouts, FixedLayouts(partitions))
 
 
 class RecordingBus:
@@ -130,7 +164,7 @@ class RecordingBus:
         return [unpack(r.value, UsageEvents)[1] for records in self.published for r in records]
 
     def rows(self) -> list[Row]:
-        return [row for data in self.data() for row in data.rows()]
+        return [event.row for data in self.data() for event in events_of(data)]
 
 
 class _Tail:
@@ -216,6 +250,7 @@ class World:
     Attributes:
         key: a project's key; ``owner`` and ``stranger`` are users, ``viewer`` may only read.
         evict: what every new platform event is shown to.
+        layouts: tells where events go.
     """
 
     http: httpx.AsyncClient
@@ -226,6 +261,7 @@ class World:
     auth: Auth
     served: Served
     evict: Callable[[Record], Any]
+    layouts: FixedLayouts
     key: Principal
     owner: Principal
     viewer: Principal
@@ -280,20 +316,24 @@ async def world() -> AsyncIterator[World]:
         telemetry = silent_telemetry("usage_tracker")
         runtime = EdgeRuntime(settings, telemetry, served.signer.verifier(), cast(Bus, bus), served)
         projects = Projects(runtime.stub("project", ProjectServiceStub), clock)
+        layouts = FixedLayouts(4)
         ingest = Ingest(
             bus=cast(Bus, bus),
             access=access,
             projects=projects,
             clock=clock,
             telemetry=telemetry,
-            partitions=4,
+            layouts=cast(Layouts, layouts),
             raw_retention=timedelta(days=7),
         )
 
         async def health() -> list[ServiceHealth]:
             return []
 
-        routes = UsageRoutes(ingest, cast(Bus, bus), telemetry)
+        async def repeats() -> dict[str, int]:
+            return {"duplicate": 7, "conflict": 2}
+
+        routes = UsageRoutes(ingest, cast(Bus, bus), telemetry, repeats)
         server = HttpServer(Edge(runtime, [routes.app()], health), "127.0.0.1:0", drain=1)
         address = await server.start()
         closing.push_async_callback(server.stop)
@@ -313,6 +353,7 @@ async def world() -> AsyncIterator[World]:
             auth=auth,
             served=served,
             evict=eviction(projects, access),
+            layouts=layouts,
             key=key,
             owner=owner,
             viewer=viewer,

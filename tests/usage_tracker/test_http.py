@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
 import pytest
 import zstandard
 
-from common.events.bus import BusFull, BusUnavailable
+from common.events.bus import BusFull, BusUnavailable, Outgoing
 from common.events.envelope import unpack
 from services.usage_tracker.domain.records import UsageEvents, events_partition
 from tests.usage_tracker.conftest import (
@@ -25,6 +25,7 @@ from tests.usage_tracker.conftest import (
     an_event,
     codes,
 )
+from tests.usage_tracker.plain import events_of
 
 pytestmark = pytest.mark.rpc
 
@@ -55,7 +56,7 @@ async def test_a_batch_over_several_partitions_is_one_publish_with_each_event_in
     (records,) = world.bus.published
     assert len(records) == 4
     for record in records:
-        for row in unpack(record.value, UsageEvents)[1].rows():
+        for row, *_ in events_of(unpack(record.value, UsageEvents)[1]):
             assert events_partition(row.org_id, row.event_id, 4) == record.partition
     assert len(world.bus.rows()) == 300
 
@@ -179,6 +180,31 @@ async def test_a_broker_that_is_full_or_down_is_a_503_and_never_a_202(
     assert (health.status_code, health.json()) == (200, {"status": "ok"})
 
 
+async def test_while_the_number_of_partitions_is_changed_nothing_is_taken_in(world: World) -> None:
+    before, world.layouts.layout = world.layouts.layout, None
+    for answer in (await world.send(an_event()), await world.track(an_event())):
+        assert (answer.status_code, answer.json()["code"]) == (503, "repartitioning")
+        assert int(answer.headers["retry-after"]) >= 1
+    assert world.bus.published == []
+    world.layouts.layout = before
+    assert (await world.send(an_event())).status_code == 202
+
+
+async def test_what_was_published_while_the_layout_changed_is_not_acknowledged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = world.bus.publish
+
+    async def late(topic: str, records: Sequence[Outgoing]) -> list[str]:
+        world.layouts.layout = None
+        return await publish(topic, records)
+
+    monkeypatch.setattr(world.bus, "publish", late)
+    answer = await world.send(an_event())
+    assert (answer.status_code, answer.json()["code"]) == (503, "repartitioning")
+    assert len(world.bus.published) == 1
+
+
 async def test_one_event_may_leave_out_its_id(world: World) -> None:
     event = an_event()
     del event["event_id"]
@@ -242,6 +268,7 @@ async def test_metrics_count_events_by_what_became_of_them(world: World) -> None
     assert (
         'mindweave_events_rejected_total{code="missing_field",service="usage_tracker"} 1.0' in lines
     )
+    assert 'mindweave_ledger_repeats{kind="conflict",service="usage_tracker"} 2.0' in lines
 
 
 async def test_many_batches_at_once_are_each_taken_whole(world: World) -> None:

@@ -13,8 +13,7 @@ import pytest
 from common.database import Database
 from common.errors import Unavailable
 from common.events.bus import Bus, BusFull, Outgoing
-from common.events.envelope import PACKED_HEADERS, unpack
-from common.events.ledger import PartitionConsumer
+from common.events.envelope import unpack
 from common.events.redis_streams import RedisStreamsBus
 from common.testing import silent_telemetry
 from fleet.embedded import Valkey
@@ -25,15 +24,19 @@ from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import events_partition, windows_partition
-from services.usage_tracker.domain.settling import Arrived
 from services.usage_tracker.store import UsageStore
 from tests.common.waiting import eventually
-from tests.usage_tracker.conftest import MakeArrived, MakeRecord
+from tests.usage_tracker.conftest import MakeArrived, MakeRecord, layouts_of
+from tests.usage_tracker.tracker import (
+    PARTS,
+    SKEW,
+    WINDOWS_PARTS,
+    Reader,
+    Tracker,
+    publish,
+)
 
 pytestmark = pytest.mark.bus
-
-SKEW = timedelta(milliseconds=200)
-PARTS, WINDOWS_PARTS = 2, 2
 
 
 @pytest.fixture(scope="module")
@@ -53,111 +56,6 @@ async def bus(valkey: Valkey, db: Database) -> AsyncIterator[RedisStreamsBus]:
     await bus.declare("usage.windows", WINDOWS_PARTS, ["analytics"])
     yield bus
     await bus.stop()
-
-
-class Tracker:
-    """The background work of one process of usage_tracker."""
-
-    def __init__(self, bus: Bus, db: Database, owner: str = "one") -> None:
-        self.store = UsageStore(db)
-        added = asyncio.Event()
-        counting = EventsConsumer(
-            Accounting(self.store, PriceBook.bundled(), timedelta(days=8)),
-            db,
-            silent_telemetry(),
-            added,
-        )
-        self.worker = PartitionConsumer(
-            bus=bus,
-            db=db,
-            topic="usage.events",
-            group="usage_tracker",
-            owner=owner,
-            apply=counting.apply,
-            after=counting.after,
-            cadence=0.02,
-            lease=2,
-        )
-        self.relay = WindowsRelay(
-            bus=bus,
-            store=self.store,
-            progress=self.worker,
-            clock=db.clock,
-            telemetry=silent_telemetry(),
-            partitions=WINDOWS_PARTS,
-            skew=SKEW,
-            added=added,
-            cadence=0.02,
-        )
-
-    async def __aenter__(self) -> Tracker:
-        await self.worker.start()
-        await self.relay.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.relay.stop()
-        await self.worker.stop()
-
-
-class Reader:
-    """What analytics would see: every record of usage.windows, in order by partition."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._after: dict[int, str | None] = dict.fromkeys(range(WINDOWS_PARTS))
-        self.seen: list[tuple[int, Windows]] = []
-
-    async def read(self) -> None:
-        for part in range(WINDOWS_PARTS):
-            while records := await self._bus.fetch(
-                "usage.windows", part, self._after[part], max_records=100, wait=0
-            ):
-                self._after[part] = records[-1].token
-                self.seen += [(part, unpack(r.value, Windows)[1]) for r in records]
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
-            while not condition():
-                await self.read()
-                await asyncio.sleep(0.02)
-
-    def events(self) -> int:
-        """Events in deltas, each number of a source counted once."""
-        found: dict[tuple[int, int, int], int] = {}
-        for part, windows in self.seen:
-            if windows.columns is not None and windows.source is not None:
-                for seq, events in zip(windows.columns.seq, windows.columns.events, strict=True):
-                    found[part, windows.source, seq] = events
-        return sum(found.values())
-
-    def fresh_until(self, part: int) -> int | None:
-        """The least of the last watermarks of all sources; None while one is unknown."""
-        marks: dict[int, int] = {}
-        for seen_in, windows in self.seen:
-            if seen_in == part:
-                marks |= windows.watermarks
-        return min(marks.values()) if len(marks) == PARTS else None
-
-    def fresh(self, at: datetime) -> bool:
-        marks = [self.fresh_until(p) for p in range(WINDOWS_PARTS)]
-        return all(m is not None and m > microseconds(at) for m in marks)
-
-
-async def publish(bus: Bus, record: MakeRecord, *events: Arrived) -> datetime:
-    """Publish as ingest does; returns a time after the broker's acknowledgement."""
-    parts: dict[int, list[Arrived]] = {}
-    for event in events:
-        part = events_partition(event.row.org_id, event.row.event_id, PARTS)
-        parts.setdefault(part, []).append(event)
-    await bus.publish(
-        "usage.events",
-        [
-            Outgoing(record(*some).value, partition=part, headers=PACKED_HEADERS)
-            for part, some in parts.items()
-        ],
-    )
-    return datetime.now(UTC)
 
 
 async def test_what_was_published_arrives_in_windows_before_the_watermark_that_covers_it(
@@ -311,6 +209,7 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
         db,
         silent_telemetry(),
         asyncio.Event(),
+        layouts_of(PARTS),
     )
     async with db.session() as connection, connection.transaction():
         events = [arrived(org_id=UUID(int=n)) for n in range(1, 6)]
@@ -324,6 +223,7 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
         telemetry=silent_telemetry(),
         partitions=WINDOWS_PARTS,
         skew=SKEW,
+        layouts=layouts_of(PARTS),
         added=asyncio.Event(),
     )
     with monkeypatch.context() as killed:
@@ -352,11 +252,12 @@ async def test_an_unexpected_error_is_shown_and_the_relay_goes_on_after_it(
     async with Tracker(bus, db) as tracker:
         with monkeypatch.context() as broken:
             broken.setattr(tracker.store, "unsent", _breaks)
-            await eventually(lambda: not tracker.relay.status().live)
+            await eventually(lambda: not tracker.relay.status().ready)
             assert tracker.relay.status().detail == "ZeroDivisionError"
+            assert tracker.relay.status().live
         end = await publish(bus, record, arrived())
         await reader.until(lambda: reader.fresh(end))
-        assert tracker.relay.status().live
+        assert tracker.relay.status().ready
 
     assert reader.events() == 1
 
@@ -377,7 +278,7 @@ async def test_a_record_that_cannot_be_read_stops_its_part_and_no_other(
         await publish(bus, record, *(arrived() for _ in range(20)))
         await reader.until(lambda: reader.events() == 20)
         await bus.publish("usage.events", [Outgoing(b"broken", partition=0)])
-        await reader.until(lambda: not tracker.worker.status().live)
+        await reader.until(lambda: not tracker.worker.status().ready)
         later = [arrived() for _ in range(40)]
         await publish(bus, record, *later)
         of_one = [e for e in later if events_partition(e.row.org_id, e.row.event_id, PARTS) == 1]

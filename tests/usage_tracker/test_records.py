@@ -9,20 +9,21 @@ import pytest
 import xxhash
 
 from common.events.envelope import Envelope, EventRefused, pack, unpack
+from services.usage_tracker.domain.columns import Columns, columns_of
+from services.usage_tracker.domain.judging import Row
 from services.usage_tracker.domain.records import (
     EVENTS_TOPIC,
     UsageEvents,
-    events_data,
     events_partition,
     windows_data,
     windows_partition,
 )
-from services.usage_tracker.domain.settling import Arrived
+from tests.usage_tracker.plain import Arrived, events_of
 
 pytestmark = pytest.mark.unit
 
 
-def packed(data: dict[str, object]) -> bytes:
+def packed(data: object) -> bytes:
     return pack(
         Envelope(
             id=uuid4(),
@@ -34,37 +35,51 @@ def packed(data: dict[str, object]) -> bytes:
     )
 
 
+def test_the_fields_of_a_row_are_the_columns_of_a_record() -> None:
+    assert Columns.__struct_fields__ == Row._fields
+
+
 def test_a_record_gives_back_the_rows_that_were_packed(arrived: Callable[..., Arrived]) -> None:
     rows = [
         arrived(user_ref="jané", user_id=UUID(int=4), latency_us=12, metadata=b'{"a":1}').row,
-        arrived(model=None, client_cost_nano=5).row,
+        arrived(model=None, client_cost_nano=5, input_tokens=2**53, latency_us=0).row,
+        arrived(session_id="s", request_id="a", input_tokens=0).row,
+        arrived(session_id="s", request_id="b").row,
     ]
     key = uuid4().bytes
-    _, data = unpack(packed(events_data(rows, 1_700_000_000_000_000, key)), UsageEvents)
+    for some in (rows, rows[:1], rows[2:]):
+        sent = UsageEvents(1_700_000_000_000_000, key, columns_of(some))
+        _, data = unpack(packed(sent), UsageEvents)
 
-    assert list(data.rows()) == rows
-    assert (data.received_at, data.api_key_id) == (1_700_000_000_000_000, key)
-
-
-def test_columns_of_different_lengths_are_no_record(arrived: Callable[..., Arrived]) -> None:
-    data = events_data([arrived().row], 0, None)
-    columns = data["columns"]
-    assert isinstance(columns, dict)
-
-    with pytest.raises(EventRefused):
-        unpack(packed({**data, "columns": {**columns, "at": []}}), UsageEvents)
+        assert events_of(data) == [Arrived(row, 1_700_000_000_000_000, key) for row in some]
 
 
-@pytest.mark.parametrize("value", ["7", 1.5, None])
-def test_a_column_of_another_type_is_no_record(
-    arrived: Callable[..., Arrived], value: object
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("at", b"\0" * 8),
+        ("event_id", b"\0" * 16),
+        ("digest", b"\0" * 47),
+        ("input_tokens", b"\0" * 21),
+        ("input_tokens", 7),
+        ("metadata", None),
+        ("model", [["a", "b"], b""]),
+        ("model", [["a", "b"], b"\0\0" * 4]),
+        ("model", [["a", "b"], b"\2\0" * 3]),
+        ("model", [[], b""]),
+        ("model", [[1], b""]),
+        ("org_id", [[None], b""]),
+    ],
+)
+def test_columns_that_do_not_fit_each_other_are_no_record(
+    arrived: Callable[..., Arrived], name: str, value: object
 ) -> None:
-    data = events_data([arrived().row], 0, None)
-    columns = data["columns"]
-    assert isinstance(columns, dict)
+    whole = UsageEvents(0, None, columns_of([arrived().row for _ in range(3)]))
+    data = msgspec.to_builtins(whole, builtin_types=(bytes,))
+    data["columns"][name] = value
 
     with pytest.raises(EventRefused):
-        unpack(packed({**data, "columns": {**columns, "input_tokens": [value]}}), UsageEvents)
+        unpack(packed(data), UsageEvents)
 
 
 def test_the_partitions_are_hashes_that_others_can_compute() -> None:
@@ -83,11 +98,13 @@ def test_a_windows_record_names_its_numbers_and_one_of_watermarks_has_none() -> 
         "last": 9,
         "columns": {"seq": [5, 6, 9]},
         "watermarks": {},
+        "sources": None,
     }
-    assert windows_data(None, None, {0: 1, 1: 2}) == {
+    assert windows_data(None, None, {0: 1, 1: 2}, (7, 2)) == {
         "source": None,
         "first": None,
         "last": None,
         "columns": None,
         "watermarks": {0: 1, 1: 2},
+        "sources": (7, 2),
     }

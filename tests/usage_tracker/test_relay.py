@@ -16,6 +16,7 @@ from common.events.bus import Bus, Outgoing
 from common.testing import silent_telemetry
 from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.store import UsageStore
+from tests.usage_tracker.conftest import layouts_of
 
 pytestmark = pytest.mark.unit
 
@@ -70,6 +71,7 @@ async def test_a_stop_does_not_wait_for_a_backlog_and_leaves_its_watermark_unsen
         telemetry=silent_telemetry(),
         partitions=2,
         skew=timedelta(),
+        layouts=layouts_of(2),
         added=asyncio.Event(),
     )
     await relay.start()

@@ -18,9 +18,10 @@ from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting
 from services.usage_tracker.domain.pricing import PriceBook
-from services.usage_tracker.domain.settling import Arrived
 from services.usage_tracker.store import UsageStore
-from tests.usage_tracker.conftest import NOW, MakeArrived, MakeRecord
+from services.usage_tracker.store.walks import Walk
+from tests.usage_tracker.conftest import NOW, MakeArrived, MakeRecord, layouts_of
+from tests.usage_tracker.plain import Arrived
 
 pytestmark = pytest.mark.store
 
@@ -36,7 +37,7 @@ async def db(service_database: Callable[[str], Awaitable[Database]]) -> Database
 @pytest.fixture(autouse=True)
 async def _empty(db: Database) -> None:
     async with db.session() as connection:
-        for table in ("events", "event_ids", "deltas", "parts", "relays", "deleted_orgs"):
+        for table in ("events", "event_ids", "deltas", "parts", "relays", "deleted_orgs", "walks"):
             await connection.execute(f"DELETE FROM {table}")
 
 
@@ -49,7 +50,11 @@ def store(db: Database) -> UsageStore:
 def count(db: Database, store: UsageStore, record: MakeRecord) -> Count:
     """Counts events in part 0."""
     worker = EventsConsumer(
-        Accounting(store, PriceBook.bundled(), IDS), db, silent_telemetry(), asyncio.Event()
+        Accounting(store, PriceBook.bundled(), IDS),
+        db,
+        silent_telemetry(),
+        asyncio.Event(),
+        layouts_of(1),
     )
 
     async def run(*events: Arrived) -> None:
@@ -67,7 +72,7 @@ async def counted(db: Database) -> int:
 async def test_days_are_dropped_by_the_watermark_of_the_slowest_part_and_not_by_the_clock(
     db: Database, store: UsageStore, count: Count, arrived: MakeArrived
 ) -> None:
-    forgetting = Forgetting(store, db.clock, partitions=2, raw=RAW, ids=IDS)
+    forgetting = Forgetting(store, db.clock, layouts=layouts_of(2), raw=RAW, ids=IDS)
     day = datetime(2024, 2, 1, 12, tzinfo=UTC)
     await count(arrived(received_at=day, at=day))
 
@@ -106,7 +111,7 @@ async def test_a_deleted_organization_goes_once_all_it_sent_is_counted(
     db: Database, store: UsageStore, count: Count, arrived: MakeArrived
 ) -> None:
     gone, stays = UUID(int=1), UUID(int=2)
-    forgetting = Forgetting(store, db.clock, partitions=1, raw=RAW, ids=IDS)
+    forgetting = Forgetting(store, db.clock, layouts=layouts_of(1), raw=RAW, ids=IDS)
     await count(arrived(org_id=gone), arrived(org_id=stays))
     message = OrgDeleted(org_id=str(gone))
     for _ in range(2):
@@ -114,7 +119,7 @@ async def test_a_deleted_organization_goes_once_all_it_sent_is_counted(
             envelope = envelope_for(message, "account", ManualClock(NOW))
             await forgetting.org_deleted(change, message, envelope)
 
-    assert await forgetting.step() == 0
+    assert await forgetting.step() == 1
     assert await counted(db) == 2
     await store.note_watermarks({0: NOW + timedelta(seconds=10)})
     assert await forgetting.step() == 1
@@ -127,6 +132,41 @@ async def test_a_deleted_organization_goes_once_all_it_sent_is_counted(
         ids = await connection.fetchval("SELECT count(*) FROM event_ids")
     assert [row["org_id"] for row in raw] == [stays]
     assert ids == 2
+
+
+async def test_a_removal_goes_on_where_it_was_ended_and_leaves_what_is_others(
+    db: Database,
+    store: UsageStore,
+    count: Count,
+    arrived: MakeArrived,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone, stays = UUID(int=1), UUID(int=2)
+    days = [NOW - timedelta(days=n) for n in range(3)]
+    for day in days:
+        orgs = (gone, stays) * 300
+        await count(*(arrived(org_id=org, received_at=day, at=day) for org in orgs))
+    monkeypatch.setattr("services.usage_tracker.store.ledger.FORGETTING", Walk("forget", 3))
+    async with db.change(call=None) as change:
+        await store.note_deleted(change, gone, NOW)
+    await store.begin_forgetting(NOW + timedelta(seconds=1))
+
+    async def left() -> dict[UUID, int]:
+        async with db.session() as connection:
+            rows = await connection.fetch("SELECT org_id, count(*) AS n FROM events GROUP BY 1")
+        return {row["org_id"]: row["n"] for row in rows}
+
+    seen = [(await left())[gone]]
+    while await store.forget_some():
+        # Another process goes on, and one that is deleted meanwhile waits for its turn.
+        store = UsageStore(db)
+        await store.begin_forgetting(NOW + timedelta(seconds=1))
+        seen.append((await left()).get(gone, 0))
+    assert len({*seen}) > 3
+    assert sorted(seen, reverse=True) == seen
+    assert await left() == {stays: 900}
+    assert await counted(db) == 900
+    assert await store.to_forget() == 0
 
 
 async def test_days_to_come_have_their_partitions_before_they_begin(

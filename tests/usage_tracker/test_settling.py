@@ -7,8 +7,8 @@ from uuid import UUID
 import pytest
 
 from services.usage_tracker.domain.pricing import Cost, PriceBook
-from services.usage_tracker.domain.settling import Arrived, First, Settled, settle
-from services.usage_tracker.domain.windows import Sums
+from services.usage_tracker.domain.settling import First, settle
+from tests.usage_tracker.plain import Arrived, Settled, Sums, batch_of, plain
 
 pytestmark = pytest.mark.unit
 
@@ -25,7 +25,7 @@ def book() -> PriceBook:
 def settled(
     book: PriceBook, *events: Arrived, known: dict[tuple[bytes, bytes], First] | None = None
 ) -> Settled:
-    return settle(events, known or {}, book, 8 * DAY_US)
+    return plain(settle(batch_of(events), known or {}, book, 8 * DAY_US))
 
 
 def test_the_first_of_an_identity_counts_and_its_repeats_do_not(
@@ -33,15 +33,15 @@ def test_the_first_of_an_identity_counts_and_its_repeats_do_not(
 ) -> None:
     found = settled(book, arrived(event_id=ID), arrived(event_id=ID), arrived(event_id=ID))
 
-    assert (len(found.accepted), found.duplicates, found.conflict_count) == (1, 2, 0)
+    assert (len(found.accepted), found.duplicates, found.conflicts) == (1, 2, {})
     assert [d.sums[0] for d in found.deltas] == [1]
 
 
 def test_a_repeat_with_another_body_is_a_conflict_and_counts_nothing(
     arrived: Callable[..., Arrived], book: PriceBook
 ) -> None:
-    first = arrived(event_id=ID, digest=b"1", input_tokens=1)
-    found = settled(book, first, arrived(event_id=ID, digest=b"2", input_tokens=999))
+    first = arrived(event_id=ID, digest=b"1" * 16, input_tokens=1)
+    found = settled(book, first, arrived(event_id=ID, digest=b"2" * 16, input_tokens=999))
 
     assert found.conflicts == {first.row.org_id: [ID.bytes]}
     assert [Sums(*d.sums).input_tokens for d in found.deltas] == [1]
@@ -51,7 +51,7 @@ def test_the_same_id_in_two_organizations_are_two_events(
     arrived: Callable[..., Arrived], book: PriceBook
 ) -> None:
     found = settled(
-        book, arrived(event_id=ID), arrived(event_id=ID, org_id=UUID(int=2), digest=b"2")
+        book, arrived(event_id=ID), arrived(event_id=ID, org_id=UUID(int=2), digest=b"2" * 16)
     )
 
     assert len(found.accepted) == 2
@@ -114,12 +114,10 @@ def test_unpriced_events_are_gathered_by_model_with_the_earliest_time(
     )
 
     org = UUID(int=1).bytes
-    assert {k: v.events for k, v in found.unpriced.items()} == {
-        (org, "acme-13b", "acme"): 2,
-        (org, "acme-7b", None): 1,
+    assert found.unpriced == {
+        (org, "acme-13b", "acme"): (2, arrived(at=early).row.at),
+        (org, "acme-7b", None): (1, arrived().row.at),
     }
-    assert found.unpriced[org, "acme-13b", "acme"].first_at == arrived(at=early).row.at
-    assert found.unpriced_count == 3
 
 
 def test_tokens_are_priced_at_the_time_of_the_event_and_not_of_its_arrival(

@@ -19,8 +19,9 @@ from common.testing import silent_telemetry
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.consumer.events import Counted, EventsConsumer
 from services.usage_tracker.domain.pricing import PriceBook
-from services.usage_tracker.domain.settling import Arrived
 from services.usage_tracker.store import UsageStore
+from tests.usage_tracker.conftest import layouts_of
+from tests.usage_tracker.plain import Arrived
 
 pytestmark = pytest.mark.store
 
@@ -50,7 +51,7 @@ def store(db: Database) -> UsageStore:
 @pytest.fixture
 def worker(db: Database, store: UsageStore) -> EventsConsumer:
     accounting = Accounting(store, PriceBook.bundled(), timedelta(days=8))
-    return EventsConsumer(accounting, db, silent_telemetry(), asyncio.Event())
+    return EventsConsumer(accounting, db, silent_telemetry(), asyncio.Event(), layouts_of(1))
 
 
 class Owner:
@@ -76,7 +77,20 @@ class Owner:
             last = records[-1].token
             await self._offsets.advance(connection, 0, self.epoch, self.token, last)
         self.token = last
+        await self._worker.after(0, counted)
         return counted
+
+
+async def an_owner(db: Database, store: UsageStore, name: str, **sizes: int) -> Owner:
+    """One that has learned which identities the part holds."""
+    accounting = Accounting(store, PriceBook.bundled(), timedelta(days=8))
+    worker = EventsConsumer(
+        accounting, db, silent_telemetry(), asyncio.Event(), layouts_of(1), **sizes
+    )
+    owner = Owner(db, worker, name)
+    await owner.take()
+    await worker.take(0)
+    return owner
 
 
 @pytest.fixture
@@ -151,23 +165,22 @@ async def test_a_repeat_in_a_later_batch_counts_nothing(
 
     assert (counted.events, counted.duplicates, counted.conflicts) == (20, 25, 0)
     assert await total(db, "events") == 50
-    async with db.session() as connection:
-        assert await connection.fetchval("SELECT duplicates FROM parts") == 25
+    assert await UsageStore(db).repeats() == {"duplicate": 25, "conflict": 0}
 
 
 async def test_a_repeat_with_another_body_is_counted_and_told_in_the_same_commit(
     db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
 ) -> None:
-    first = arrived(digest=b"one", input_tokens=10)
-    again = first._replace(row=first.row._replace(digest=b"two", input_tokens=500))
+    first = arrived(digest=b"one".ljust(16), input_tokens=10)
+    again = first._replace(row=first.row._replace(digest=b"two".ljust(16), input_tokens=500))
     await owner.process(record(first, number=1))
     counted = await owner.process(record(again, number=2))
 
     assert (counted.events, counted.conflicts) == (0, 1)
     assert await total(db, "input_tokens") == 10
     async with db.session() as connection:
-        assert await connection.fetchval("SELECT conflicts FROM parts") == 1
         (sent,) = await connection.fetch("SELECT topic, value FROM outbox")
+    assert await UsageStore(db).repeats() == {"duplicate": 0, "conflict": 1}
     assert sent["topic"] == "platform.events"
     assert b"usage.conflict" in sent["value"]
     assert str(UUID(bytes=first.row.event_id)).encode() in sent["value"]
@@ -208,7 +221,7 @@ class Killed:
 
     def __getattr__(self, name: str) -> Any:
         original = getattr(self._connection, name)
-        if name not in ("execute", "fetch", "fetchval", "copy_records_to_table"):
+        if name not in ("execute", "fetch", "fetchval", "copy_to_table"):
             return original
 
         async def run(*args: Any, **kwargs: Any) -> Any:
@@ -250,6 +263,49 @@ async def test_a_kill_at_any_statement_neither_loses_nor_doubles(
     assert len(after["events"]) == len(after["event_ids"]) == 22
     assert await total(db, "events") == 22
     assert await total(db, "input_tokens") == sum(range(20)) + 2 * 1000
+
+
+async def test_what_a_restart_finds_stored_is_known_again(
+    db: Database, store: UsageStore, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    days = [NOW - timedelta(days=n) for n in (0, 3, 7)]
+    stored = [arrived(received_at=day, org_id=UUID(int=n)) for day in days for n in range(1, 41)]
+    first = await an_owner(db, store, "first")
+    await first.process(*(record(event, number=n) for n, event in enumerate(stored)))
+    heir = await an_owner(db, store, "first")
+    again = [event._replace(received_at=stored[0].received_at) for event in stored]
+    new = [arrived() for _ in range(30)]
+
+    counted = await heir.process(record(*again, *new, number=999))
+    assert (counted.events, counted.duplicates, counted.conflicts) == (30, 120, 0)
+    counted = await heir.process(record(*new, number=1000))
+    assert (counted.events, counted.duplicates) == (0, 30)
+
+
+async def test_an_identity_holds_between_chunks_of_one_transaction(
+    db: Database, store: UsageStore, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    events = [arrived() for _ in range(20)]
+    owner = await an_owner(db, store, "first", chunk_events=10)
+
+    counted = await owner.process(*(record(*events[n:], number=n) for n in range(20)))
+    assert (counted.events, counted.duplicates) == (20, 190)
+
+
+async def test_what_was_rolled_back_is_new_when_it_comes_again(
+    db: Database, store: UsageStore, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    events = record(*(arrived() for _ in range(20)))
+    owner = await an_owner(db, store, "first")
+
+    async def fail() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        await owner.process(events, before_commit=fail)
+    counted = await owner.process(events)
+
+    assert (counted.events, counted.duplicates) == (20, 0)
 
 
 async def test_a_zombie_that_wakes_after_another_took_its_part_changes_nothing(

@@ -1,33 +1,44 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from fractions import Fraction
 from operator import add
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.usage_tracker.domain.judging import Row, moment
+from services.usage_tracker.domain.columns import Column
+from services.usage_tracker.domain.judging import moment
 from services.usage_tracker.domain.pricing import PriceBook
-from services.usage_tracker.domain.settling import Arrived, settle
+from services.usage_tracker.domain.settling import settle as settle_columns
 from services.usage_tracker.domain.windows import (
     GAMMA,
     MINUTE_US,
-    Delta,
-    Priced,
-    Sums,
-    deltas_of,
+    SUMS,
     latency_bin,
+    latency_bins,
 )
+from tests.usage_tracker.plain import Arrived, Delta, Settled, Sums, batch_of, plain
 
 pytestmark = pytest.mark.unit
 
 LARGEST = 2**63 - 1
+
+
+@pytest.fixture(scope="module")
+def book() -> PriceBook:
+    return PriceBook.bundled()
+
+
+def settle(events: list[Arrived], book: PriceBook) -> Settled:
+    return plain(settle_columns(batch_of(events), {}, book, 1))
 
 
 def value_of(index: int) -> Fraction:
@@ -48,6 +59,16 @@ def test_a_longer_latency_is_never_in_an_earlier_bin(one: int, two: int) -> None
     shorter, longer = sorted((one, two))
 
     assert latency_bin(shorter) <= latency_bin(longer)
+
+
+@given(st.lists(st.integers(0, 2 * 10**12), min_size=1), st.integers(1, 1400))
+def test_many_latencies_fall_into_the_bins_that_each_falls_into(
+    latencies: list[int], index: int
+) -> None:
+    edge = math.floor(GAMMA**index)
+    latencies += [max(0, edge + n) for n in (-1, 0, 1)]
+
+    assert latency_bins(np.array(latencies)).tolist() == list(map(latency_bin, latencies))
 
 
 def test_up_to_a_microsecond_is_bin_zero() -> None:
@@ -87,11 +108,10 @@ EVENTS = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(EVENTS, max_size=30), st.integers(0, 30))
+@given(st.lists(EVENTS, min_size=1, max_size=30), st.integers(0, 30))
 def test_however_a_batch_is_cut_its_windows_hold_the_same(
-    arrived: Callable[..., Arrived], events: list[dict[str, Any]], cut: int
+    arrived: Callable[..., Arrived], book: PriceBook, events: list[dict[str, Any]], cut: int
 ) -> None:
-    book = PriceBook.bundled()
 
     def made(fields: dict[str, Any]) -> Arrived:
         given = dict(fields)
@@ -102,8 +122,8 @@ def test_however_a_batch_is_cut_its_windows_hold_the_same(
         )
 
     all_of_them = [made(event) for event in events]
-    whole = settle(all_of_them, {}, book, 1)
-    parts = [settle(some, {}, book, 1) for some in (all_of_them[:cut], all_of_them[cut:])]
+    whole = settle(all_of_them, book)
+    parts = [settle(some, book) for some in (all_of_them[:cut], all_of_them[cut:]) if some]
 
     assert totals(whole.deltas) == totals([d for part in parts for d in part.deltas])
     assert sum(d.sums[0] for d in whole.deltas) == len(events)
@@ -111,10 +131,9 @@ def test_however_a_batch_is_cut_its_windows_hold_the_same(
 
 
 def test_a_window_is_the_minute_of_the_event_and_every_dimension(
-    arrived: Callable[..., Arrived],
+    arrived: Callable[..., Arrived], book: PriceBook
 ) -> None:
-    key = UUID(int=5)
-    base = arrived(api_key_id=key)
+    base = arrived(api_key_id=UUID(int=5))
     variants = [
         {"org_id": UUID(int=2).bytes},
         {"at": base.row.at + MINUTE_US},
@@ -128,21 +147,24 @@ def test_a_window_is_the_minute_of_the_event_and_every_dimension(
         {"mcp_server": "github"},
         {"tool": "search"},
     ]
-    rows = [base.row, *(base.row._replace(**change) for change in variants)]
-    deltas = deltas_of(
-        [Priced(row, None, None) for row in [*rows, rows[0], rows[0]]],
-        [key.bytes] * (len(rows) + 1) + [None],
-    )
 
-    assert len(deltas) == len(rows) + 1
-    assert deltas[0].sums[0] == 2
+    def changed(**change: Any) -> Arrived:
+        return base._replace(row=base.row._replace(event_id=uuid4().bytes, **change))
+
+    events = [base, *(changed(**change) for change in variants), changed(), changed()]
+    deltas = settle([*events, changed()._replace(api_key_id=None)], book).deltas
+
+    assert len(deltas) == len(variants) + 2
+    assert deltas[0].sums[0] == 3
     assert moment(deltas[0].key.minute * MINUTE_US).second == 0
 
 
-def test_what_is_no_dimension_opens_no_window(arrived: Callable[..., Arrived]) -> None:
+def test_what_is_no_dimension_opens_no_window(
+    arrived: Callable[..., Arrived], book: PriceBook
+) -> None:
     row = arrived().row
     same = [
-        row._replace(**change)
+        arrived()._replace(row=row._replace(**{"event_id": uuid4().bytes, **change}))
         for change in (
             {"event_id": b"x" * 16},
             {"at": row.at + 1},
@@ -153,10 +175,9 @@ def test_what_is_no_dimension_opens_no_window(arrived: Callable[..., Arrived]) -
         )
     ]
 
-    assert len(deltas_of([Priced(r, None, None) for r in same], [None] * len(same))) == 1
+    assert len(settle(same, book).deltas) == 1
 
 
-def test_the_fields_of_a_row_are_the_columns_of_a_record() -> None:
-    from services.usage_tracker.domain.records import Columns
-
-    assert Columns.__struct_fields__ == Row._fields
+def test_what_adds_up_is_what_the_plain_formulation_adds_up() -> None:
+    assert Sums._fields == SUMS
+    assert Column([None, "a"], np.array([1, 0])).none().tolist() == [False, True]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Literal, cast
 
 import asyncpg
@@ -32,6 +33,10 @@ from common.telemetry import SpanKind, Telemetry
 
 # A backend that nobody uses keeps some 17 MB of the server's memory.
 _IDLE_SECONDS = 30.0
+# What a call keeps of its time, to say that the database did not answer.
+_ANSWER_SECONDS = 0.1
+# Until a database that is asked whether it is there is not.
+_PING_SECONDS = 1.5
 
 
 class Whose(Enum):
@@ -48,7 +53,8 @@ class Database:
     """Reads and changes, each one transaction bound to a scope.
 
     Every failure of the database itself is ``Unavailable``: at once where it refuses, after
-    seconds where it is silent. The pool heals by itself.
+    seconds where it is silent, and in a call before that call's deadline: its connection is closed
+    then, which ends the statement on the server too. The pool heals by itself.
     """
 
     pool: asyncpg.Pool[asyncpg.Record]
@@ -129,7 +135,7 @@ class Database:
             Unavailable: it does not.
             UnsafeRole: the runtime role is a superuser's or bypasses row-level security.
         """
-        async with self.session() as connection:
+        async with self.session(within=_PING_SECONDS) as connection:
             await connection.fetchval("SELECT 1")
 
     def read(self, scope: Scope | None = None) -> AbstractAsyncContextManager[Connection]:
@@ -172,20 +178,31 @@ class Database:
         change.committed()
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Connection]:
+    async def session(self, *, within: float | None = None) -> AsyncIterator[Connection]:
         """A connection without transaction and scope.
 
         For single statements on tables without row-level security: of others it sees no row.
+
+        Args:
+            within: seconds for all of it; those that the present call has left when absent.
         """
         started = perf_counter()
+        left = _left() if within is None else within
         with connecting(self.name):
-            proxy = await self.pool.acquire(timeout=CONNECT_TIMEOUT)
-        self._waited.observe(perf_counter() - started)
+            proxy = await self.pool.acquire(timeout=min(CONNECT_TIMEOUT, left))
+        waited = perf_counter() - started
+        self._waited.observe(waited)
         connection = cast(Connection, proxy)
+        limit = None
+        if left < math.inf:
+            # A cancellation would ask the server, which may be what does not answer.
+            limit = asyncio.get_running_loop().call_later(left - waited, connection.terminate)
         try:
             with using(connection):
                 yield connection
         finally:
+            if limit is not None:
+                limit.cancel()
             await self._release(proxy)
 
     async def _release(self, proxy: PoolConnectionProxy[asyncpg.Record]) -> None:
@@ -208,6 +225,14 @@ class Database:
                     async with connection.transaction(**mode):
                         await bind(connection, scope)
                         yield connection
+
+
+def _left() -> float:
+    """Seconds in which the database has to answer the present call; endless outside of one."""
+    call = current_call_or_none()
+    if call is None or call.deadline is None:
+        return math.inf
+    return max(call.deadline - monotonic() - _ANSWER_SECONDS, 0.0)
 
 
 async def _admit(connection: Connection) -> None:

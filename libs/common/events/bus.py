@@ -19,6 +19,9 @@ from common.errors import Unavailable
 
 CONTENT_TYPE = "content-type"
 DEAD = ".dead"
+RETRY = ".retry"
+# What became of dead letters: who replayed or discarded which, and when.
+SETTLED = "dead-letters.settled"
 
 
 class BusUnavailable(Unavailable):
@@ -59,7 +62,9 @@ class DeadLetter(Exception):
 class Record:
     """A record as read. ``token`` is the driver's offset, opaque and unique in its partition.
 
-    ``attempt`` counts the deliveries to the handler by this process, from 1.
+    ``attempt`` counts the deliveries to the handler from 1; those that met something unavailable
+    count only until it is back. A record that comes back from a retry topic names the place where
+    it was published first.
     """
 
     topic: str
@@ -132,10 +137,18 @@ class Bus(Protocol):
         ...
 
     async def partitions(self, topic: str) -> int:
-        """The topic's stored number of partitions.
+        """The topic's stored number of partitions, as the broker says now.
 
         Raises:
             TopicUnknown: it was never declared.
+        """
+        ...
+
+    async def replace(self, topic: str, partitions: int, groups: Sequence[str] = ()) -> None:
+        """Throw the topic's records away and make it anew: each partition has another birth.
+
+        Where it failed, the topic may be as it was, missing, or new; call again. Other buses learn
+        of the new number of partitions by themselves.
         """
         ...
 
@@ -184,21 +197,28 @@ class Bus(Protocol):
         group: str,
         handler: Handler,
         *,
+        ordered: bool = False,
         max_attempts: int = 5,
         backoff: Backoff | None = None,
     ) -> Subscription:
         """Read as one of a group, a partition by one member at a time, its records in order.
 
         A record is done when the handler returns. Where it raises ``Unavailable`` or a connection
-        error, it is tried again for ever; ``DeadLetter`` at once and other errors after
-        ``max_attempts`` send it to ``<topic>.dead`` with the headers origin-topic,
-        origin-partition, origin-token, error and attempt.
+        error, it is tried again in its place for ever; ``DeadLetter`` at once and other errors
+        after ``max_attempts`` send it to ``<topic>.dead``. Between those attempts it waits in
+        ``<topic>.<group>.retry``, which this subscription reads too, and its partition goes on;
+        ``ordered`` keeps it, and all behind it, in its place instead.
         """
         ...
 
     def tail(self, topics: Sequence[str], handler: Handler) -> Subscription:
         """Show every new record to this process, from ``start`` on; nothing is kept for it."""
         ...
+
+
+def retry_topic(topic: str, group: str) -> str:
+    """Where records of a topic wait that a group failed to handle."""
+    return f"{topic}.{group}{RETRY}"
 
 
 def partition_for(key: str | bytes, partitions: int) -> int:

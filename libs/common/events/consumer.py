@@ -17,11 +17,12 @@ EventHandler = Callable[[Change, Any, Envelope], Awaitable[None]]
 
 
 class EventConsumer:
-    """Runs a service's handlers on the events of some topics, in the order of their partition.
+    """Runs a service's handlers on the events of some topics.
 
-    A handler's transaction is bound to the event's organization. An event seen before is skipped,
-    and so is a type of the catalog without a handler; a type that is not in the catalog and data
-    that do not fit go to the dead letters.
+    Events come in the order of their partition, but one that failed comes again later, behind
+    others; ``ordered`` lets its partition wait instead. A handler's transaction is bound to the
+    event's organization. An event seen before is skipped, and so is a type of the catalog without
+    a handler; a type that is not in the catalog and data that do not fit go to the dead letters.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class EventConsumer:
         group: str,
         topics: Sequence[str],
         handlers: Mapping[str, EventHandler],
+        ordered: bool = False,
         max_attempts: int = 5,
         backoff: Backoff | None = None,
     ) -> None:
@@ -44,7 +46,12 @@ class EventConsumer:
         self._group = group
         self._handlers = handlers
         self._subscription = bus.subscribe(
-            topics, group, self._consume, max_attempts=max_attempts, backoff=backoff
+            topics,
+            group,
+            self._consume,
+            ordered=ordered,
+            max_attempts=max_attempts,
+            backoff=backoff,
         )
 
     async def start(self) -> None:

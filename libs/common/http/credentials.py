@@ -24,6 +24,8 @@ PLATFORM_EVENTS = "platform.events"
 
 _FRESH_SECONDS = 3.0
 _STALE_SECONDS = 60.0
+# The token of a key lasts 60 s, and those whom it is shown to need some of them.
+_KEY_STALE_SECONDS = 55.0
 _ASK_SECONDS = 2.0
 _API_KEY = re.compile(r"mw[up]_[A-Za-z0-9_-]{16,500}")
 
@@ -32,8 +34,8 @@ class Credentials:
     """Tells who sends a request, from its header fields alone.
 
     A session is asked for at auth every 3 s at most, and stands for 60 s while auth is down; an API
-    key is exchanged for a token of its own, which is used for 3 s, and while auth is down until it
-    ends. Both are forgotten when an event says that they ended.
+    key is exchanged for a token of its own, which is used for 3 s, and for 55 s while auth is down.
+    Both are forgotten when an event says that they ended.
 
     Args:
         verifier: of access tokens.
@@ -52,7 +54,7 @@ class Credentials:
             fresh=_FRESH_SECONDS, stale=_STALE_SECONDS, now=now
         )
         self._keys: FreshCache[bytes, Principal] = FreshCache(
-            fresh=_FRESH_SECONDS, stale=_STALE_SECONDS, now=now
+            fresh=_FRESH_SECONDS, stale=_KEY_STALE_SECONDS, now=now
         )
 
     async def principal(self, headers: Headers) -> Principal:

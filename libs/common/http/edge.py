@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Protocol, TypeVar
@@ -27,9 +27,9 @@ from common.errors import (
     Unauthenticated,
 )
 from common.events.bus import Bus
-from common.http.app import RestApp
+from common.http.app import Handler, RestApp
 from common.http.credentials import Credentials
-from common.http.health import HealthSource, health_pages
+from common.http.health import DeadSource, HealthSource, health_pages
 from common.http.limits import Allowance, Limiter, RatePolicy
 from common.http.problems import MethodNotAllowed, problem
 from common.http.routing import Endpoint, Match, RouteTable
@@ -120,6 +120,7 @@ class Edge:
         runtime: the gateway's where it is among the services, else the only service's.
         apps: ``Parts.app`` of each service that has one.
         health: reports on every service of the process.
+        dead: tells of those that only a new process can help.
         seconds: until a request is given up, its body included.
     """
 
@@ -129,12 +130,13 @@ class Edge:
         apps: Sequence[RestApp],
         health: HealthSource,
         *,
+        dead: DeadSource = tuple,
         seconds: float = REQUEST_SECONDS,
     ) -> None:
         settings = runtime.settings
         self._telemetry = runtime.telemetry
         self._seconds = seconds
-        self._routes = RouteTable(_routes(apps, health))
+        self._routes = RouteTable(_routes(apps, health_pages(health, dead)))
         self._credentials = Credentials(runtime.verifier, runtime.stub("auth", AuthServiceStub))
         self._limiter = Limiter()
         self._requests = RatePolicy("requests", settings.limits.requests_per_second, 1)
@@ -286,7 +288,9 @@ class Edge:
         return problem(error, instance=exchange.scope["path"], correlation_id=correlation_id())
 
 
-def _routes(apps: Sequence[RestApp], health: HealthSource) -> Iterator[tuple[str, Endpoint]]:
+def _routes(
+    apps: Sequence[RestApp], health: Mapping[str, Handler]
+) -> Iterator[tuple[str, Endpoint]]:
     known = operations()
     for app in apps:
         for name, handler in app.handlers.items():
@@ -297,7 +301,7 @@ def _routes(apps: Sequence[RestApp], health: HealthSource) -> Iterator[tuple[str
             yield route.verb, Endpoint(route.template, handler, operation)
         for path, handler in app.pages.items():
             yield "GET", Endpoint(path, handler)
-    for path, handler in health_pages(health).items():
+    for path, handler in health.items():
         yield "GET", Endpoint(path, handler, limited=False)
 
 

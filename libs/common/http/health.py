@@ -32,12 +32,17 @@ class ServiceHealth:
 
 
 HealthSource = Callable[[], Awaitable[Sequence[ServiceHealth]]]
+# The services with parts that only a new process can help, and of their parts these.
+DeadSource = Callable[[], Sequence[ServiceHealth]]
 
 
-def health_pages(services: HealthSource) -> dict[str, Handler]:
+def health_pages(services: HealthSource, dead: DeadSource = tuple) -> dict[str, Handler]:
     """``/health/live`` and ``/health/ready``, by path."""
 
     async def live(_: Request) -> Response:
+        found = dead()
+        if found:
+            return answer({"status": "unavailable", "services": found}, 503)
         return answer({"status": "ok"})
 
     async def ready(_: Request) -> Response:

@@ -33,6 +33,12 @@ class RequestTimeout(MindWeaveError):
     code, status, title = "request_timeout", 408, "The request took too long to arrive"
 
 
+class TargetTooLong(MindWeaveError):
+    """The request's path and query are longer than the limit."""
+
+    code, status, title = "target_too_long", 414, "The path and query are too long"
+
+
 class HeadersTooLarge(MindWeaveError):
     """The request's header fields are larger than the limit."""
 

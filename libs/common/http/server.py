@@ -3,133 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import resource
 import socket
+import sys
 from collections.abc import Sequence
-from http import HTTPStatus
+from functools import partial
 from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from common.errors import MindWeaveError
-from common.http.problems import HeadersTooLarge, MalformedRequest, RequestTimeout, problem
-from common.ids import uuid7
+from common.http.connections import Connections
+from common.http.protocol import CLIENT_FAULTS, BoundedProtocol
 from common.settings import parse_address
 
-HEADER_BYTES = 32 * 1024
-HEADER_FIELDS = 100
-HEADER_SECONDS = 10.0
-LINGER_SECONDS = 3.0
-LINGER_BYTES = 64 * 1024 * 1024
+CONNECTIONS = 4000
+UNREAD_SECONDS = 30
 _IDLE_SECONDS = 75
 _BACKLOG = 1024
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with limits on what a client may send and how slowly.
-
-    A request's head has ``HEADER_BYTES`` and ``HEADER_SECONDS``. A body that still arrives when its
-    answer has been sent is read away for a moment, so that the client sees the answer, not a reset.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._in_head = True
-        self._in_message = False
-        self._partial_bytes = 0
-        self._field_bytes = 0
-        self._spare_bytes = 0
-        self._refusal: MindWeaveError | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))
-        self._arm(HEADER_SECONDS)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        began_in_head = self._in_head
-        super().data_received(data)
-        if began_in_head and self._in_head and not self.transport.is_closing():
-            self._partial_bytes += len(data)
-            if self._partial_bytes > HEADER_BYTES:
-                self._refuse(HeadersTooLarge())
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head = self._in_message = True
-        self._partial_bytes = self._field_bytes = self._spare_bytes = 0
-        self._arm(HEADER_SECONDS)
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._count(len(name) + len(value))
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._disarm()
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        if not self.cycle.response_complete:
-            super().on_body(body)
-            return
-        self._spare_bytes += len(body)
-        if self._spare_bytes > LINGER_BYTES:
-            self.transport.close()
-
-    def on_message_complete(self) -> None:
-        self._in_message = False
-        self._disarm()
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._in_message and self.cycle.response_complete:
-            self._arm(LINGER_SECONDS)
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal or MalformedRequest("This is no valid HTTP request."))
-
-    def _count(self, size: int) -> None:
-        self._field_bytes += size
-        if self._field_bytes > HEADER_BYTES or len(self.headers) > HEADER_FIELDS:
-            self._refusal = HeadersTooLarge()
-            raise self._refusal
-
-    def _arm(self, seconds: float) -> None:
-        self._disarm()
-        self._timer = self.loop.call_later(seconds, self._too_slow)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _too_slow(self) -> None:
-        if self._in_head and self._in_message:
-            self._refuse(RequestTimeout("The header fields did not arrive in time."))
-        else:
-            self.transport.close()
-
-    def _refuse(self, error: MindWeaveError) -> None:
-        """Answer what never became a request, and close."""
-        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
-            answer = problem(error, instance="", correlation_id=str(uuid7()))
-            head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
-            fields = [b"%s: %s\r\n" % field for field in answer.raw_headers]
-            self.transport.write(
-                b"".join([head, *fields, b"connection: close\r\n\r\n", bytes(answer.body)])
-            )
-        self.transport.close()
+# For databases, brokers, calls and files beside the clients' connections.
+_OTHER_DESCRIPTORS = 256
 
 
 class HttpServer:
@@ -140,6 +34,7 @@ class HttpServer:
         listen: "host:port"; port 0 takes a free one.
         drain: seconds that open requests have to end after ``stop``.
         trusted_proxies: addresses or networks whose X-Forwarded-For names the client.
+        connections: how many are open at once, as far as the process may have so many files open.
     """
 
     def __init__(
@@ -149,12 +44,15 @@ class HttpServer:
         *,
         drain: float = 20.0,
         trusted_proxies: Sequence[str] = (),
+        connections: int = CONNECTIONS,
     ) -> None:
         self._listen = listen
+        among = Connections(min(connections, _room_for_connections()))
+        logging.getLogger(CLIENT_FAULTS).setLevel(logging.ERROR)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=BoundedProtocol,
+                http=cast(Any, partial(BoundedProtocol, connections=among)),
                 ws="none",
                 lifespan="off",
                 loop="none",
@@ -184,6 +82,7 @@ class HttpServer:
         host, port = parse_address(self._listen)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        _give_up_unread(self._socket)
         config = self._server.config
         config.load()
         self._server.lifespan = config.lifespan_class(config)
@@ -200,3 +99,20 @@ class HttpServer:
         await self._ticking
         self._ticking = None
         await self._server.shutdown(sockets=[self._socket])
+
+
+def _room_for_connections() -> int:
+    """How many the process may have open once it takes all the descriptors it is allowed."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(most - _OTHER_DESCRIPTORS, most // 2)
+
+
+def _give_up_unread(listening: socket.socket) -> None:
+    """A client that takes nothing of its answer for so long loses its connection (Linux)."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None:
+        listening.setsockopt(socket.IPPROTO_TCP, option, UNREAD_SECONDS * 1000)

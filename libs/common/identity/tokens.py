@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
@@ -35,6 +36,8 @@ _KEYS_STAND = timedelta(minutes=5)
 _BETWEEN_FETCHES = timedelta(seconds=1)
 _KNOWN_TOKENS = 10_000
 _MOST_CHARACTERS = 8192
+# RFC 7515's compact form, without padding.
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 # No token of ours lasts so long; what claims to is none.
 _LONGEST = timedelta(days=1)
 
@@ -224,7 +227,7 @@ class TokenVerifier:
 
 def _key_id(token: str) -> str:
     """The id of the key that a token says it is signed with; everything else it says is fixed."""
-    if len(token) > _MOST_CHARACTERS:
+    if len(token) > _MOST_CHARACTERS or not _COMPACT.fullmatch(token):
         raise _refused()
     try:
         header = jwt.get_unverified_header(token)

@@ -13,10 +13,11 @@ from typing import Any, NoReturn, Self, cast
 import grpc
 from google.protobuf.message import Message
 
-from common.errors import MindWeaveError, Unavailable
+from common.errors import DeadlineExceeded, MindWeaveError, Unavailable
 from common.identity.call import current_call_or_none
 from common.identity.callers import may_call
 from common.identity.service_tokens import ServiceTokens
+from common.resilience import Guard, Outcome
 from common.rpc.contract import Operation, operations
 from common.rpc.interceptors.caller import CALLER_NOT_PERMITTED, CALLER_UNKNOWN
 from common.rpc.metadata import (
@@ -27,9 +28,17 @@ from common.rpc.metadata import (
     REPLAYED,
     WITHOUT_CALLER,
 )
-from common.rpc.outgoing import DEFAULT_TIMEOUT, acting_for, key_for, time_for, travelling
+from common.rpc.outgoing import (
+    DEFAULT_TIMEOUT,
+    acting_for,
+    key_for,
+    time_for,
+    told_exactly,
+    travelling,
+)
 from common.rpc.server import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
-from common.rpc.status import error_of
+from common.rpc.status import error_of, is_answer
+from common.settings import Resilience
 from common.telemetry import SpanKind, Telemetry
 
 __all__ = ["DEFAULT_TIMEOUT", "Answer", "Channel", "UnaryMethod", "acting_for"]
@@ -52,19 +61,30 @@ SERVICE_CONFIG = {
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
 
+# A server that says NOT_SERVING is left before it refuses; one without health is taken as healthy.
+_WATCHED = SERVICE_CONFIG | {"healthCheckConfig": {"serviceName": ""}}
+
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     # Calls between services never leave by a proxy.
     ("grpc.enable_http_proxy", 0),
     # A callee that is back is found again within 2 s; gRPC's own limit is 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Until an attempt to connect is given up.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    # An address that is frozen is left within 5 s, with or without calls.
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
 )
+# A call that was left sooner says nothing of its callee: its caller had no time, or went.
+PATIENT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +107,14 @@ class UnaryMethod:
         telemetry: Telemetry,
         tokens: ServiceTokens | None,
         timeout: float,
+        guard: Guard,
     ) -> None:
         self._operation = operation
         self._method = method
         self._telemetry = telemetry
         self._tokens = None if operation.full_name in WITHOUT_CALLER else tokens
         self._timeout = timeout
+        self._guard = guard
         self._seconds = telemetry.histogram(
             "mindweave_rpc_client_duration_seconds",
             "Time until a call was answered, by its status.",
@@ -145,7 +167,6 @@ class UnaryMethod:
         call = current_call_or_none()
         seconds = time_for(call, self._timeout if within is None else within)
         body = request.SerializeToString(deterministic=True)
-        began, code = time.perf_counter(), grpc.StatusCode.OK
         with self._telemetry.span(
             self._operation.name, kind=SpanKind.CLIENT, attributes=self._attributes
         ):
@@ -154,22 +175,36 @@ class UnaryMethod:
             if not self._operation.idempotent and IDEMPOTENCY_KEY not in headers:
                 headers[IDEMPOTENCY_KEY] = key_for(call, self._operation, body)
             if self._tokens is not None:
-                headers[CALLER] = self._tokens.fresh() or await self._tokens.get()
+                token = self._tokens.fresh()
+                if token is None:
+                    token, seconds = await _in_time(self._tokens, seconds)
+                headers[CALLER] = token
+            return await self._exchange(body, headers, seconds)
+
+    async def _exchange(
+        self, body: bytes, headers: dict[str, str], seconds: float
+    ) -> tuple[Any, Any]:
+        passed, began = self._guard.enter(), time.monotonic()
+        outcome, code = Outcome.UNDECIDED, grpc.StatusCode.OK
+        try:
             sent = self._method(body, timeout=seconds, metadata=tuple(headers.items()))
-            try:
-                return await sent, sent
-            except grpc.aio.AioRpcError as error:
-                code = error.code()
-                self._raise(error, headers.get(CALLER, ""))
-            except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
-                raise
-            finally:
-                took = time.perf_counter() - began
-                operation = self._operation
-                self._seconds.of(
-                    callee=operation.service, method=operation.label, code=code.name
-                ).observe(took)
+            answer = await sent
+            outcome = Outcome.ANSWERED
+            return answer, sent
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            outcome = Outcome.ANSWERED if is_answer(error) else _of_silence(code, began)
+            self._raise(error, headers.get(CALLER, ""))
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            outcome = _of_silence(grpc.StatusCode.DEADLINE_EXCEEDED, began)
+            raise
+        finally:
+            self._guard.leave(passed, outcome)
+            operation = self._operation
+            self._seconds.of(
+                callee=operation.service, method=operation.label, code=code.name
+            ).observe(time.monotonic() - began)
 
     def _raise(self, rpc_error: grpc.aio.AioRpcError, token: str) -> NoReturn:
         error = error_of(rpc_error)
@@ -194,6 +229,8 @@ class Channel(grpc.aio.Channel):
         telemetry: of the calling service, whose name is the caller's.
         tokens: the calling service's own token; None for a channel that only fetches it.
         timeout: seconds for a call that says none.
+        guard: stands before every call; one of its own when absent.
+        watched: ask the callee's servers for their health, and call only those that serve.
 
     Raises:
         LookupError: the table of callers does not let this service call ``callee``.
@@ -207,15 +244,22 @@ class Channel(grpc.aio.Channel):
         telemetry: Telemetry,
         tokens: ServiceTokens | None,
         timeout: float = DEFAULT_TIMEOUT,
+        guard: Guard | None = None,
+        watched: bool = True,
     ) -> None:
         if not may_call(telemetry.service, callee):
             raise LookupError(f"{telemetry.service} may not call {callee}")
         self.callee = callee
+        self.target = target
         self._telemetry = telemetry
         self._tokens = tokens
         self._timeout = timeout
         self._methods: dict[str, UnaryMethod] = {}
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self._guard = guard or Guard(callee, Resilience(), telemetry)
+        config = json.dumps(_WATCHED if watched else SERVICE_CONFIG)
+        self._channel = grpc.aio.insecure_channel(
+            target, options=(*_OPTIONS, ("grpc.service_config", config))
+        )
 
     def method(self, operation: Operation) -> UnaryMethod:
         """One rpc of the callee.
@@ -247,6 +291,7 @@ class Channel(grpc.aio.Channel):
             telemetry=self._telemetry,
             tokens=self._tokens,
             timeout=self._timeout,
+            guard=self._guard,
         )
 
     def unary_unary(self, method: str, *_: Any, **__: Any) -> Any:
@@ -283,6 +328,28 @@ class Channel(grpc.aio.Channel):
         exc_tb: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+async def _in_time(tokens: ServiceTokens, seconds: float) -> tuple[str, float]:
+    """The token to show, and the seconds that are left of ``seconds`` then."""
+    until = time.monotonic() + seconds
+    try:
+        async with asyncio.timeout(seconds):
+            token = await tokens.get()
+    except (TimeoutError, DeadlineExceeded) as error:
+        raise Unavailable(retry_after=1) from error
+    left = told_exactly(until - time.monotonic())
+    if left <= 0:
+        raise Unavailable(retry_after=1)
+    return token, left
+
+
+def _of_silence(code: grpc.StatusCode, began: float) -> Outcome:
+    """What it says of a callee that a call ended without its answer."""
+    if code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Outcome.FAILED
+    patient = time.monotonic() - began >= PATIENT_SECONDS
+    return Outcome.FAILED if patient else Outcome.UNDECIDED
 
 
 def _streams(method: str) -> TypeError:

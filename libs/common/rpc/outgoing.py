@@ -42,13 +42,13 @@ def time_for(call: Call | None, timeout: float) -> float:
     """
     if call is None or call.deadline is None:
         return timeout
-    left = _told_exactly(call.deadline - time.monotonic() - HOP_MARGIN)
+    left = told_exactly(call.deadline - time.monotonic() - HOP_MARGIN)
     if left <= 0:
         raise DeadlineExceeded
     return min(timeout, left)
 
 
-def _told_exactly(seconds: float) -> float:
+def told_exactly(seconds: float) -> float:
     """The next smaller time that gRPC sends as it is: it rounds others up, by more than a hop."""
     step = 0.001 if seconds < 1 else 0.1 if seconds < 10 else 1.0
     return math.floor(seconds / step) * step

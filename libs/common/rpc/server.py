@@ -26,6 +26,13 @@ _OPTIONS = (
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     # A second process on the same port is an error, not a share of its calls.
     ("grpc.so_reuseport", 0),
+    # Callers ask every 2 s whether this server still answers, also when they have nothing to say.
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # And a caller that is gone without a word is let go.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
 )
 
 Method = Callable[[Message, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Message]]

@@ -52,6 +52,15 @@ _BY_HTTP_STATUS: dict[int, tuple[grpc.StatusCode, type[MindWeaveError]]] = {
     504: (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
 }
 
+# Nothing but a callee that is away, or a proxy before it, ends a call so without our details.
+_SILENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
+
 # What a status means that came without our details: from gRPC itself or from a proxy.
 _BY_CODE: dict[grpc.StatusCode, type[MindWeaveError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: Invalid,
@@ -66,7 +75,7 @@ _BY_CODE: dict[grpc.StatusCode, type[MindWeaveError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: PayloadTooLarge,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.CANCELLED: Unavailable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
     grpc.StatusCode.UNIMPLEMENTED: MindWeaveError,
     grpc.StatusCode.UNKNOWN: MindWeaveError,
     grpc.StatusCode.INTERNAL: MindWeaveError,
@@ -104,6 +113,11 @@ def status_of(error: MindWeaveError, correlation_id: str) -> Status:
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         _attach(status, RetryInfo(retry_delay=delay))
     return status
+
+
+def is_answer(rpc_error: grpc.aio.AioRpcError) -> bool:
+    """Whether the callee itself has judged the call, so that it is there."""
+    return rpc_error.code() not in _SILENT or _details(rpc_error) is not None
 
 
 def error_of(rpc_error: grpc.aio.AioRpcError) -> MindWeaveError:

@@ -108,7 +108,9 @@ class Daemon(ABC):
             setsid=True,
             setsigdef=[signal.SIGPIPE],
         )
-        self._pid_file.write_text(str(self._child))
+        unfinished = self._pid_file.with_suffix(".new")
+        unfinished.write_text(str(self._child))
+        unfinished.rename(self._pid_file)
 
     def _wait_until_it_answers(self, deadline: float) -> bool:
         while time.monotonic() < deadline:

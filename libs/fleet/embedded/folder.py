@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from fleet.embedded.daemon import Daemon
+from fleet.embedded.kafka import Kafka
 from fleet.embedded.postgres import Postgres
 from fleet.embedded.valkey import Valkey
 
 
 class InUse(Exception):
     """Another process works in the data folder."""
+
+
+class OtherBroker(Exception):
+    """What the data folder keeps belongs to the streams of another broker."""
 
 
 class DataFolder:
@@ -50,6 +55,23 @@ class DataFolder:
             os.close(made)
         return file.read_text().strip()
 
+    def keep_to(self, broker: str) -> None:
+        """The databases here keep places in this broker's streams, and in no other's.
+
+        Raises:
+            OtherBroker: they keep places in another's.
+        """
+        file = self.path / "events"
+        if not file.exists():
+            was = "redis-streams" if (self.path / "broker").exists() else broker
+            file.write_text(f"{was}\n")
+        kept = file.read_text().strip()
+        if kept != broker:
+            raise OtherBroker(
+                f"{self.path} holds the data of a platform on {kept}, and {broker} is asked for: "
+                f"start it with `mindweave up --broker {kept}`, or give another folder with --data."
+            )
+
     def postgres(self) -> Postgres:
         return Postgres(self.path / "postgres", self.password("postgres"))
 
@@ -58,6 +80,9 @@ class DataFolder:
 
     def cache(self) -> Valkey:
         return Valkey(self.path / "cache", self.password("cache"), durable=False)
+
+    def kafka(self) -> Kafka:
+        return Kafka(self.path / "kafka")
 
     def password(self, server: str) -> str:
         """Of the embedded ``server``; the same at every start."""

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from datetime import timedelta
+from time import monotonic
+
+import numpy as np
 
 from common.database import Connection
+from services.usage_tracker.domain.columns import Batch, Integers
+from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import moment
-from services.usage_tracker.domain.pricing import PriceBook
-from services.usage_tracker.domain.settling import Arrived, Settled, settle
+from services.usage_tracker.domain.pricing import DAY_US, PriceBook
+from services.usage_tracker.domain.records import UsageEvents
+from services.usage_tracker.domain.settling import Settled, settle
 from services.usage_tracker.store import UsageStore
 
+# Hashes of identities, and when each was first accepted.
+Accepted = tuple[Hashes, Integers]
 _MICROSECOND = timedelta(microseconds=1)
+_logger = logging.getLogger(__name__)
 
 
 class Accounting:
@@ -27,16 +37,70 @@ class Accounting:
     def __init__(self, store: UsageStore, prices: PriceBook, identity: timedelta) -> None:
         self._store = store
         self._prices = prices
-        self._identity = identity
+        self._identity_us = identity // _MICROSECOND
+        self._known: dict[int, Identities] = {}
 
-    async def count(self, connection: Connection, part: int, arrived: Sequence[Arrived]) -> Settled:
-        """Append to the ledger what is new; the caller is the part's only writer."""
-        oldest = moment(min(a.received_at for a in arrived))
-        known = await self._store.first_acceptances(
-            connection, part, arrived, oldest - self._identity
+    async def take(self, part: int) -> None:
+        """Learn which identities a part holds, now that this process is its only writer."""
+        self._known.pop(part, None)
+        begun = monotonic()
+        known = self._known[part] = await self._store.identities(part)
+        _logger.info(
+            "part %d: %d identities in %d bytes, read in %.2f s",
+            part,
+            known.count,
+            known.size,
+            monotonic() - begun,
         )
-        settled = await asyncio.to_thread(
-            settle, arrived, known, self._prices, self._identity // _MICROSECOND
+
+    async def count(
+        self,
+        connection: Connection,
+        part: int,
+        records: Sequence[UsageEvents],
+        before: Sequence[Hashes] = (),
+    ) -> Settled:
+        """Append to the ledger what is new; the caller is the part's only writer.
+
+        Args:
+            connection: in the transaction that moves the offset.
+            part: of all records.
+            records: in the order of the part.
+            before: identities that were appended in the same transaction.
+        """
+        batch = await asyncio.to_thread(_batch, records)
+        since = int(batch.numbers["received_at"].min()) - self._identity_us
+        asked = await asyncio.to_thread(self._maybe_known, part, batch, since, before)
+        known = (
+            await self._store.first_acceptances(connection, part, batch, asked, moment(since))
+            if asked
+            else {}
         )
+        settled = await asyncio.to_thread(settle, batch, known, self._prices, self._identity_us)
         await self._store.append(connection, part, settled)
         return settled
+
+    async def remember(self, part: int, accepted: Sequence[Accepted]) -> None:
+        """Note what was committed."""
+        known = self._known.get(part)
+        if known is not None:
+            for hashes, received_at in accepted:
+                known.add(hashes, received_at)
+                # Whoever asks for days that are forgotten is told to look.
+                known.forget(int(received_at.min()) - self._identity_us - DAY_US)
+
+    def _maybe_known(
+        self, part: int, batch: Batch, since: int, before: Sequence[Hashes]
+    ) -> list[int]:
+        """The events, in order, that were perhaps accepted before."""
+        known = self._known.get(part)
+        if known is None:
+            return list(range(batch.count))
+        maybe = known.may_hold(batch.hashes, since)
+        for hashes in before:
+            maybe |= np.isin(batch.hashes, hashes)
+        return list(np.flatnonzero(maybe).tolist())
+
+
+def _batch(records: Sequence[UsageEvents]) -> Batch:
+    return Batch.of([(data.received_at, data.api_key_id, data.columns) for data in records])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 import msgspec
+import numpy as np
 
 from common.clock import Clock
 from common.events.bus import Bus, Outgoing
@@ -18,26 +21,54 @@ from common.identity.access import AccessResolver
 from common.identity.call import Principal, permitted
 from common.ids import uuid7
 from common.telemetry import Telemetry, correlation_id
+from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.projects import Projects
-from services.usage_tracker.domain.events import Event, Rejection
+from services.usage_tracker.domain.columns import ID_BYTES, Columns, columns_of
+from services.usage_tracker.domain.events import (
+    Event,
+    Fields,
+    Rejection,
+    read_batch,
+    read_fields,
+)
+from services.usage_tracker.domain.judged import judge_fields
 from services.usage_tracker.domain.judging import Judge, Row, Tenancy, microseconds, parse_uuid
-from services.usage_tracker.domain.records import EVENTS_TOPIC, events_data, events_partition
+from services.usage_tracker.domain.layout import Layout
+from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents, events_partition
 
 PERMISSION = "events:write"
+P = ParamSpec("P")
+T = TypeVar("T")
 BATCH_SIZES = (1, 10, 30, 100, 300, 1_000, 3_000, 10_000)
-# Events above which judging and packing leave the event loop.
-_OFF_LOOP = 200
+# Work on more bytes than these leaves the event loop; so many are an event's.
+_OFF_LOOP_BYTES = 64 * 1024
+_BYTES_EACH = 320
 
 Found = Sequence[Event | Rejection]
+Named = Iterable[str | None]
+Rejected = Sequence[tuple[int, Rejection]]
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What became of a batch. ``accepted_at`` is None where nothing was accepted."""
 
-    rows: Sequence[Row]
-    rejected: Sequence[tuple[int, Rejection]]
+    accepted: int
+    rejected: Rejected
     accepted_at: datetime | None
+    first_id: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Accepted events as columns by partition, and why others are not."""
+
+    columns: Mapping[int, Columns]
+    rejected: Rejected
+
+    @property
+    def accepted(self) -> int:
+        return sum(columns.count for columns in self.columns.values())
 
 
 class Ingest:
@@ -51,14 +82,14 @@ class Ingest:
         projects: Projects,
         clock: Clock,
         telemetry: Telemetry,
-        partitions: int,
+        layouts: Layouts,
         raw_retention: timedelta,
     ) -> None:
         self._bus = bus
         self._access = access
         self._projects = projects
         self._clock = clock
-        self._partitions = partitions
+        self._layouts = layouts
         self._raw_retention = raw_retention
         self._accepted = telemetry.counter(
             "mindweave_events_accepted_total", "Events acknowledged, repeats included."
@@ -70,45 +101,63 @@ class Ingest:
             "mindweave_ingest_batch_events", "Events in a request.", buckets=BATCH_SIZES
         ).of()
 
-    async def send(
+    async def send(self, principal: Principal, body: bytes) -> Taken:
+        """Judge the events of a batch, and publish what is taken, all or nothing.
+
+        Args:
+            principal: who sends them.
+            body: as it came.
+
+        Raises:
+            Invalid, PayloadTooLarge: it is no batch.
+            BusFull: nothing was taken.
+            BusUnavailable: nothing was acknowledged; a repeat is safe.
+            Unavailable: tenants cannot be checked, or the number of partitions is being changed.
+        """
+        fields = await _off_loop(len(body), read_fields, body)
+        if fields is None:
+            return await self.send_found(principal, await _off_loop(len(body), read_batch, body))
+        self._sizes.observe(len(fields["event_id"]))
+        tenancy = await self._tenancy(principal, fields["project_id"], fields["org_id"])
+        layout = self._layouts.open()
+        received_at = self._clock.now()
+        judge = Judge(tenancy, received_at, self._raw_retention)
+        parts = await _off_loop(len(body), _parts_of_fields, judge, fields, body, layout.partitions)
+        return await self._publish(principal, parts, received_at, layout)
+
+    async def send_found(
         self,
         principal: Principal,
         found: Found,
         name_event: Callable[[UUID], UUID] | None = None,
     ) -> Taken:
-        """Judge the events, and publish what is taken, all or nothing.
+        """As ``send``, of events that were read one by one.
 
         Args:
             principal: who sends them.
             found: events in the order of the request, and why others are none.
             name_event: gives the id of an event that has none, by its organization.
-
-        Raises:
-            BusFull: nothing was taken.
-            BusUnavailable: nothing was acknowledged; a repeat is safe.
-            Unavailable: tenants cannot be checked.
         """
         self._sizes.observe(len(found))
-        tenancy = await self._tenancy(principal, [e for e in found if isinstance(e, Event)])
+        events = [e for e in found if isinstance(e, Event)]
+        tenancy = await self._tenancy(
+            principal, [e.project_id for e in events], [e.org_id for e in events]
+        )
+        layout = self._layouts.open()
         received_at = self._clock.now()
         judge = Judge(tenancy, received_at, self._raw_retention, name_event)
-        if len(found) > _OFF_LOOP:
-            rows, rejected = await asyncio.to_thread(_judged, judge, found)
-        else:
-            rows, rejected = _judged(judge, found)
-        for code, count in Counter(rejection.code for _, rejection in rejected).items():
-            self._rejected.of(code=code).inc(count)
-        if not rows:
-            return Taken(rows, rejected, None)
-        await self._publish(principal, rows, received_at)
-        self._accepted.inc(len(rows))
-        return Taken(rows, rejected, self._clock.now())
+        parts = await _off_loop(
+            len(found) * _BYTES_EACH, _parts_of_events, judge, found, layout.partitions
+        )
+        return await self._publish(principal, parts, received_at, layout)
 
-    async def _tenancy(self, principal: Principal, events: Sequence[Event]) -> Tenancy:
+    async def _tenancy(
+        self, principal: Principal, projects_named: Named, orgs_named: Named
+    ) -> Tenancy:
         bound = principal.project_id
-        wanted = {bound} if bound else _ids(event.project_id for event in events)
+        wanted = {bound} if bound else _ids(projects_named)
         projects = await self._projects.resolve(wanted)
-        named = _ids(event.org_id for event in events)
+        named = _ids(orgs_named)
         if principal.kind == "project_key":
             named = {principal.org_id} if principal.org_id else set()
         else:
@@ -122,8 +171,12 @@ class Ingest:
         return Tenancy(orgs, projects, bound)
 
     async def _publish(
-        self, principal: Principal, rows: Sequence[Row], received_at: datetime
-    ) -> None:
+        self, principal: Principal, parts: _Parts, received_at: datetime, layout: Layout
+    ) -> Taken:
+        for code, count in Counter(rejection.code for _, rejection in parts.rejected).items():
+            self._rejected.of(code=code).inc(count)
+        if not parts.columns:
+            return Taken(0, parts.rejected, None, None)
         envelope = Envelope(
             id=uuid7(),
             type=EVENTS_TOPIC,
@@ -135,53 +188,80 @@ class Ingest:
         )
         api_key_id = principal.api_key_id.bytes if principal.api_key_id else None
         at = microseconds(received_at)
-        if len(rows) > _OFF_LOOP:
-            records = await asyncio.to_thread(
-                _records, rows, envelope, at, api_key_id, self._partitions
-            )
-        else:
-            records = _records(rows, envelope, at, api_key_id, self._partitions)
-        await self._bus.publish(EVENTS_TOPIC, records)
+        await self._bus.publish(
+            EVENTS_TOPIC, _records(parts.columns, envelope, at, api_key_id, layout.partitions)
+        )
+        self._layouts.confirm(layout)
+        self._accepted.inc(parts.accepted)
+        first = next(iter(parts.columns.values())).event_id[:ID_BYTES]
+        return Taken(parts.accepted, parts.rejected, self._clock.now(), first)
 
 
-def _judged(judge: Judge, found: Found) -> tuple[list[Row], list[tuple[int, Rejection]]]:
-    rows: list[Row] = []
+async def _off_loop(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """In a thread, where so many bytes take longer than the way there."""
+    if size > _OFF_LOOP_BYTES:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    return work(*args, **kwargs)
+
+
+def _verdict(judge: Judge, event: Event | Rejection) -> Row | Rejection:
+    return event if isinstance(event, Rejection) else judge.judge(event)
+
+
+def _parts_of_fields(judge: Judge, fields: Fields, body: bytes, partitions: int) -> _Parts:
+    judged, plain = judge_fields(judge, fields)
     rejected: list[tuple[int, Rejection]] = []
+    if not plain.all():
+        found = read_batch(body)
+        for index in np.flatnonzero(~plain).tolist():
+            verdict = _verdict(judge, found[index])
+            if not isinstance(verdict, Rejection):
+                # It is taken, so its place among the others counts.
+                return _parts_of_events(judge, found, partitions)
+            rejected.append((index, verdict))
+    if judged is None:
+        return _Parts({}, rejected)
+    places = judged.partitions(partial(events_partition, partitions=partitions))
+    return _Parts({p: judged.columns(events) for p, events in places.items()}, rejected)
+
+
+def _parts_of_events(judge: Judge, found: Found, partitions: int) -> _Parts:
+    rejected: list[tuple[int, Rejection]] = []
+    rows: defaultdict[int, list[Row]] = defaultdict(list)
     for index, event in enumerate(found):
-        verdict = event if isinstance(event, Rejection) else judge.judge(event)
+        verdict = _verdict(judge, event)
         if isinstance(verdict, Rejection):
             rejected.append((index, verdict))
         else:
-            rows.append(verdict)
-    return rows, rejected
+            rows[events_partition(verdict.org_id, verdict.event_id, partitions)].append(verdict)
+    return _Parts({part: columns_of(some) for part, some in rows.items()}, rejected)
 
 
 def _records(
-    rows: Sequence[Row],
+    parts: Mapping[int, Columns],
     envelope: Envelope,
     received_at: int,
     api_key_id: bytes | None,
     partitions: int,
 ) -> list[Outgoing]:
-    """One record for each partition that the events fall into."""
-    parts: defaultdict[int, list[Row]] = defaultdict(list)
-    for row in rows:
-        parts[events_partition(row.org_id, row.event_id, partitions)].append(row)
+    """One record for each partition."""
     return [
         Outgoing(
             pack(
                 msgspec.structs.replace(
                     envelope,
                     id=uuid7(),
-                    data=msgspec.msgpack.encode(events_data(part, received_at, api_key_id)),
+                    data=msgspec.msgpack.encode(
+                        UsageEvents(received_at, api_key_id, columns, partitions)
+                    ),
                 )
             ),
             partition=partition,
             headers=PACKED_HEADERS,
         )
-        for partition, part in parts.items()
+        for partition, columns in parts.items()
     ]
 
 
-def _ids(texts: Iterable[str | None]) -> set[UUID]:
+def _ids(texts: Named) -> set[UUID]:
     return {found for text in set(texts) if (found := parse_uuid(text)) is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,14 +17,15 @@ from common.events.envelope import EventRefused, unpack
 from common.events.ledger import RecordRefused
 from common.telemetry import Telemetry
 from mindweave.usage_tracker.v1.events_pb2 import UsageConflict, UsageUnpriced
-from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.accounting import Accepted, Accounting
+from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.domain.judging import moment
 from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents
-from services.usage_tracker.domain.settling import Arrived, Settled
+from services.usage_tracker.domain.settling import Settled
 
-# Events that are settled at a time; a transaction holds as many such chunks as it has records for.
-CHUNK_EVENTS = 20_000
 BATCH_SIZES = (1, 10, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+_logger = logging.getLogger(__name__)
+
 # What one transaction tells of: at most so many messages of each kind, so many ids in each.
 _MOST_TOLD = 100
 
@@ -37,14 +39,19 @@ class Counted:
     conflicts: int = 0
     unpriced: int = 0
     deltas: int = 0
+    accepted: tuple[Accepted, ...] = ()
 
     def plus(self, settled: Settled) -> Counted:
+        accepted = settled.accepted
         return Counted(
-            self.events + len(settled.accepted),
+            self.events + accepted.count,
             self.duplicates + settled.duplicates,
             self.conflicts + settled.conflict_count,
             self.unpriced + settled.unpriced_count,
             self.deltas + len(settled.deltas),
+            (*self.accepted, (accepted.hashes, accepted.numbers["received_at"]))
+            if accepted.count
+            else self.accepted,
         )
 
     @property
@@ -55,16 +62,31 @@ class Counted:
 class EventsConsumer:
     """What a ``PartitionConsumer`` of ``usage.events`` runs.
 
+    A record that was split by another number of partitions than there is comes from a process that
+    stood still while that was changed. It was never acknowledged, and is left out.
+
     Args:
         accounting: settles the events.
         db: whose clock and name the events it publishes carry.
         telemetry: counts what was committed.
         added: set after each commit that added deltas.
+        layouts: tells how many partitions there are.
+        chunk_events: about so many are settled at a time; a transaction holds as many chunks as it
+            has records for.
     """
 
     def __init__(
-        self, accounting: Accounting, db: Database, telemetry: Telemetry, added: asyncio.Event
+        self,
+        accounting: Accounting,
+        db: Database,
+        telemetry: Telemetry,
+        added: asyncio.Event,
+        layouts: Layouts,
+        chunk_events: int = 20_000,
     ) -> None:
+        self._layouts = layouts
+        self._partitions: dict[int, int] = {}
+        self._chunk_events = chunk_events
         self._accounting = accounting
         self._db = db
         self._added = added
@@ -77,6 +99,10 @@ class EventsConsumer:
         self._unpriced = telemetry.counter(
             "mindweave_events_unpriced_total", "Stored events of a model without a price."
         ).of()
+        self._astray = telemetry.counter(
+            "mindweave_records_astray_total",
+            "Records published late, by a number of partitions that was changed, and left out.",
+        ).of()
         self._sizes = telemetry.histogram(
             "mindweave_worker_batch_events", "Events in a transaction.", buckets=BATCH_SIZES
         ).of()
@@ -87,7 +113,6 @@ class EventsConsumer:
         Raises:
             RecordRefused: a record is none of ours.
         """
-        arrived = await asyncio.to_thread(_arrived, records)
         change = Change(
             connection,
             None,
@@ -96,16 +121,32 @@ class EventsConsumer:
             sealer=self._db.sealer,
         )
         counted = Counted()
-        events = iter(arrived)
-        while chunk := list(islice(events, CHUNK_EVENTS)):
-            settled = await self._accounting.count(connection, part, chunk)
+        events = await asyncio.to_thread(_events, records)
+        for chunk in _chunks(self._at_home(part, events), self._chunk_events):
+            before = [hashes for hashes, _ in counted.accepted]
+            settled = await self._accounting.count(connection, part, chunk, before)
             _tell(change, settled)
             counted = counted.plus(settled)
         await change.finish()
         return counted
 
+    def _at_home(self, part: int, events: list[UsageEvents]) -> list[UsageEvents]:
+        known = (None, self._partitions.get(part))
+        found = [data for data in events if data.partitions in known]
+        if astray := len(events) - len(found):
+            _logger.warning("%s/%d: %d records were never acknowledged", EVENTS_TOPIC, part, astray)
+            self._astray.inc(astray)
+        return found
+
+    async def take(self, part: int) -> None:
+        """Make ready for a part that this process has just taken."""
+        # It cannot change before another has taken the part.
+        self._partitions[part] = (await self._layouts.read()).partitions
+        await self._accounting.take(part)
+
     async def after(self, part: int, counted: Counted) -> None:
-        """Count what was committed, and have its deltas sent on."""
+        """Count and remember what was committed, and have its deltas sent on."""
+        await self._accounting.remember(part, counted.accepted)
         self._stored.inc(counted.events)
         self._duplicates.inc(counted.duplicates)
         self._conflicts.inc(counted.conflicts)
@@ -115,19 +156,32 @@ class EventsConsumer:
             self._added.set()
 
 
-def _arrived(records: Sequence[Record]) -> list[Arrived]:
-    return [event for record in records for event in _events(record)]
+def _events(records: Sequence[Record]) -> list[UsageEvents]:
+    return list(map(_read, records))
 
 
-def _events(record: Record) -> Iterator[Arrived]:
+def _read(record: Record) -> UsageEvents:
     try:
         envelope, data = unpack(record.value, UsageEvents)
     except EventRefused as error:
         raise RecordRefused(f"{record.topic}/{record.partition} {record.token}: {error}") from error
     if envelope.type != EVENTS_TOPIC:
         raise RecordRefused(f"{record.topic}/{record.partition} {record.token}: is {envelope.type}")
-    for row in data.rows():
-        yield Arrived(row, data.received_at, data.api_key_id)
+    return data
+
+
+def _chunks(records: Sequence[UsageEvents], size: int) -> Iterator[list[UsageEvents]]:
+    """The records in turn, about so many events at once."""
+    chunk: list[UsageEvents] = []
+    events = 0
+    for data in records:
+        chunk.append(data)
+        events += data.columns.count
+        if events >= size:
+            yield chunk
+            chunk, events = [], 0
+    if chunk:
+        yield chunk
 
 
 def _tell(change: Change, settled: Settled) -> None:

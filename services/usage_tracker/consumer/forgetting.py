@@ -14,7 +14,9 @@ from common.identity.access import AccessResolver
 from common.periodic import Periodic
 from mindweave.account.v1.events_pb2 import OrgDeleted
 from mindweave.project.v1.events_pb2 import ProjectDeleted, ProjectUpdated
+from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.projects import Projects
+from services.usage_tracker.domain.layout import State
 from services.usage_tracker.store import UsageStore, days_around
 
 EVERY = timedelta(seconds=5)
@@ -22,6 +24,8 @@ EVERY = timedelta(seconds=5)
 _LAST_ACCEPTED = timedelta(seconds=10)
 # A request may have been received this long before it was accepted, which the watermark tells of.
 _IN_HAND = timedelta(minutes=5)
+# Ranges of rows that are looked through before other duties have their turn.
+_RANGES = 64
 _EVICTING = frozenset({"org.deleted", "project.deleted", "project.updated"})
 
 
@@ -31,7 +35,7 @@ class Forgetting:
     Args:
         store: the ledger.
         clock: tells which days come.
-        partitions: of ``usage.events``.
+        layouts: tells how many partitions there are.
         raw: how long raw events stay.
         ids: how long identities stay.
     """
@@ -41,13 +45,13 @@ class Forgetting:
         store: UsageStore,
         clock: Clock,
         *,
-        partitions: int,
+        layouts: Layouts,
         raw: timedelta,
         ids: timedelta,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._partitions = partitions
+        self._layouts = layouts
         self._raw = raw
         self._ids = ids
 
@@ -61,12 +65,19 @@ class Forgetting:
             Deleted organizations whose rows are still there.
         """
         await self._store.prepare_days(days_around(self._clock.now()))
-        watermark = await self._store.least_watermark(self._partitions)
+        layout = await self._layouts.read()
+        if layout.state is not State.OPEN:
+            return await self._store.to_forget()
+        watermark = await self._store.least_watermark(layout.partitions)
         if watermark is None:
-            return 0
+            return await self._store.to_forget()
         received = watermark - _IN_HAND
         await self._store.expire((received - self._raw).date(), (received - self._ids).date())
-        return await self._store.forget_deleted(self._partitions, watermark - _LAST_ACCEPTED)
+        await self._store.begin_forgetting(watermark - _LAST_ACCEPTED)
+        for _ in range(_RANGES):
+            if not await self._store.forget_some():
+                break
+        return await self._store.to_forget()
 
     async def org_deleted(self, change: Change, message: OrgDeleted, envelope: Envelope) -> None:
         """Note that the organization's rows are to go."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -19,6 +20,7 @@ from common.events.bus import Backoff, Bus, Outgoing
 from common.events.envelope import PACKED_HEADERS, Envelope, pack
 from common.ids import uuid7
 from common.telemetry import Telemetry
+from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.records import WINDOWS_TOPIC, windows_data, windows_partition
 from services.usage_tracker.store import UsageStore
@@ -56,6 +58,7 @@ class WindowsRelay:
         telemetry: counts what was sent.
         partitions: of ``usage.windows``.
         skew: how far the clocks of ingest may be from each other.
+        layouts: tells how many sources there are.
         added: set where deltas were added, so that they need not wait for the next watermark.
         cadence: seconds between two watermarks.
     """
@@ -72,6 +75,7 @@ class WindowsRelay:
         telemetry: Telemetry,
         partitions: int,
         skew: timedelta,
+        layouts: Layouts,
         added: asyncio.Event,
         cadence: float = 0.1,
         backoff: Backoff | None = None,
@@ -82,6 +86,8 @@ class WindowsRelay:
         self._clock = clock
         self._partitions = partitions
         self._skew = skew
+        self._layouts = layouts
+        self._sources: tuple[int, int] | None = None
         self._cadence = cadence
         self._backoff = backoff or Backoff(limit=5.0)
         self._sent = telemetry.counter(
@@ -105,7 +111,8 @@ class WindowsRelay:
             self._task = None
 
     def status(self) -> PartStatus:
-        return self._status
+        ended = self._task is not None and self._task.done()
+        return replace(self._status, ready=False, live=False) if ended else self._status
 
     async def step(self) -> None:
         """Send what there is, then the watermarks; a stop ends it between two batches.
@@ -121,6 +128,8 @@ class WindowsRelay:
         }
         for part in parts:
             await self._send_deltas(part)
+        if self._sources is None:
+            await self._learn_sources()
         if watermarks and not self._ending.is_set():
             await self._send_watermarks(watermarks)
 
@@ -141,7 +150,7 @@ class WindowsRelay:
                 failures += 1
                 pause = self._backoff.delay(failures)
                 _logger.exception("windows cannot be sent on")
-                self._status = PartStatus(ready=False, detail=type(error).__name__, live=False)
+                self._status = PartStatus(ready=False, detail=type(error).__name__)
             await self._rest(pause, self._ending if failures else self._added)
 
     async def _rest(self, seconds: float, until: asyncio.Event) -> None:
@@ -165,8 +174,8 @@ class WindowsRelay:
                 return
 
     async def _send_watermarks(self, watermarks: Mapping[int, datetime]) -> None:
-        data = windows_data(None, None, {p: microseconds(at) for p, at in watermarks.items()})
-        value = self._packed(data)
+        marks = {p: microseconds(at) for p, at in watermarks.items()}
+        value = self._packed(windows_data(None, None, marks, self._sources))
         await self._bus.publish(
             WINDOWS_TOPIC,
             [Outgoing(value, partition=p, headers=PACKED_HEADERS) for p in range(self._partitions)],
@@ -174,7 +183,12 @@ class WindowsRelay:
         now = self._clock.now()
         if self._noted is None or now - self._noted >= _NOTE_EVERY:
             await self._store.note_watermarks(watermarks)
+            await self._learn_sources()
             self._noted = now
+
+    async def _learn_sources(self) -> None:
+        layout = await self._layouts.read()
+        self._sources = layout.generation, layout.partitions
 
     def _records(self, part: int, columns: Mapping[str, Sequence[Any]]) -> list[Outgoing]:
         """The deltas by the partition of their organization, in the order of their numbers."""

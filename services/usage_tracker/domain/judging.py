@@ -111,19 +111,19 @@ class Judge:
         """The row to record, or why there is none: shape first, then tenant, then time."""
         try:
             return self._row(event)
-        except _Refused as refused:
+        except Refused as refused:
             return refused.rejection
 
     def _row(self, event: Event) -> Row:
         event_id_in = self._identity(event)
         if event.timestamp is None:
-            raise _Refused(missing_field("timestamp"))
+            raise Refused(missing_field("timestamp"))
         event_type = _event_type(event)
         latency_us = _latency_us(event.latency_ms)
         cost_nano = _cost_nano(event.cost_usd)
-        metadata = _metadata(event.metadata)
-        org, project = self._tenant(event)
-        user_id, user_ref = _user(event.user_id, org)
+        metadata = encoded_metadata(event.metadata) if event.metadata is not None else None
+        org, project = self.tenant(event)
+        user_id, user_ref = user_of(event.user_id, org)
         said = (
             self._at(event.timestamp),
             event_type,
@@ -158,50 +158,55 @@ class Judge:
         if given is not None:
             return lambda _: given
         if self.name_event is None:
-            raise _Refused(missing_field("event_id"))
+            raise Refused(missing_field("event_id"))
         return self.name_event
 
     def _at(self, timestamp: datetime) -> int:
         age = self.now - timestamp
         if age > self.raw_retention:
             days = self.raw_retention.days
-            raise _Refused(Rejection("too_old", "timestamp", f"is more than {days} days ago"))
+            raise Refused(Rejection("too_old", "timestamp", f"is more than {days} days ago"))
         if -age > MAX_AHEAD:
             minutes = MAX_AHEAD.seconds // 60
-            raise _Refused(
+            raise Refused(
                 Rejection("in_future", "timestamp", f"is more than {minutes} minutes ahead")
             )
         return microseconds(timestamp)
 
-    def _tenant(self, event: Event) -> tuple[UUID, Project | None]:
+    def tenant(self, event: Event) -> tuple[UUID, Project | None]:
+        """The organization and project that the event is of.
+
+        Raises:
+            Refused: there is none that the caller may write to.
+        """
         asked_org = _uuid("org_id", event.org_id)
         asked_project = _uuid("project_id", event.project_id)
         bound = self.tenancy.bound
         if bound is not None and asked_project not in (None, bound):
-            raise _Refused(foreign("project_id"))
+            raise Refused(foreign("project_id"))
         project_id = bound or asked_project
         project = self.tenancy.projects.get(project_id) if project_id else None
         org = self._org(asked_org, project)
         if project_id is not None and (project is None or project.org_id != org):
-            raise _Refused(foreign("project_id"))
+            raise Refused(foreign("project_id"))
         return org, project
 
     def _org(self, asked: UUID | None, project: Project | None) -> UUID:
         orgs = self.tenancy.orgs
         if asked is not None:
             if asked not in orgs:
-                raise _Refused(foreign("org_id"))
+                raise Refused(foreign("org_id"))
             org = asked
         elif project is not None and project.org_id in orgs:
             org = project.org_id
         elif len(orgs) == 1:
             (org,) = orgs
         elif not orgs:
-            raise _Refused(_denied("needs an open organization"))
+            raise Refused(_denied("needs an open organization"))
         else:
-            raise _Refused(missing_field("org_id", "is required with more than one organization"))
+            raise Refused(missing_field("org_id", "is required with more than one organization"))
         if not orgs[org]:
-            raise _Refused(_denied("needs the permission events:write"))
+            raise Refused(_denied("needs the permission events:write"))
         return org
 
 
@@ -209,7 +214,9 @@ def _denied(message: str) -> Rejection:
     return Rejection("permission_denied", "org_id", message)
 
 
-class _Refused(Exception):
+class Refused(Exception):
+    """An event is not taken."""
+
     def __init__(self, rejection: Rejection) -> None:
         super().__init__(rejection.code)
         self.rejection = rejection
@@ -241,20 +248,20 @@ def parse_uuid(text: str | None) -> UUID | None:
 def _uuid(name: str, text: str | None) -> UUID | None:
     found = parse_uuid(text)
     if found is None and text is not None:
-        raise _Refused(invalid_value(name, "is not a uuid"))
+        raise Refused(invalid_value(name, "is not a uuid"))
     return found
 
 
 def _event_type(event: Event) -> str:
     if event.event_type is None:
-        raise _Refused(missing_field("event_type"))
+        raise Refused(missing_field("event_type"))
     for name in TYPE_NEEDS[event.event_type]:
         if getattr(event, name) is None:
-            raise _Refused(missing_field(name, f"is required for {event.event_type}"))
+            raise Refused(missing_field(name, f"is required for {event.event_type}"))
     return event.event_type
 
 
-def _user(text: str | None, org: UUID) -> tuple[bytes | None, str | None]:
+def user_of(text: str | None, org: UUID) -> tuple[bytes | None, str | None]:
     """The user's id, and the client's own name of the user where it is no uuid."""
     if text is None:
         return None, None
@@ -269,10 +276,10 @@ _MAX_DIGITS = 60
 def _scaled(name: str, literal: str, largest: int, digits: int) -> int:
     """A decimal number times ten to the power of ``digits``, half-even from what is written."""
     if len(literal) > _MAX_DIGITS or not _NUMBER.fullmatch(literal):
-        raise _Refused(invalid_value(name, "is not a decimal number"))
+        raise Refused(invalid_value(name, "is not a decimal number"))
     number = Decimal(literal)
     if not 0 <= number <= largest:
-        raise _Refused(invalid_value(name, f"must lie between 0 and {largest}"))
+        raise Refused(invalid_value(name, f"must lie between 0 and {largest}"))
     rounded = number.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_EVEN)
     return int(rounded.scaleb(digits))
 
@@ -293,15 +300,18 @@ def _cost_nano(raw: msgspec.Raw) -> int | None:
     return _scaled("cost_usd", literal, MAX_COST_USD, 9)
 
 
-def _metadata(metadata: dict[str, object] | None) -> bytes | None:
-    if metadata is None:
-        return None
+def encoded_metadata(metadata: dict[str, object]) -> bytes:
+    """Metadata as JSON with its keys in order.
+
+    Raises:
+        Refused: it is too large or too deep.
+    """
     try:
         encoded = _json_sorted(metadata)
     except RecursionError:
-        raise _Refused(invalid_value("metadata", "is nested too deeply")) from None
+        raise Refused(invalid_value("metadata", "is nested too deeply")) from None
     if len(encoded) > MAX_METADATA_BYTES:
-        raise _Refused(
+        raise Refused(
             invalid_value("metadata", f"is larger than {MAX_METADATA_BYTES} bytes of JSON")
         )
     return encoded

@@ -6,13 +6,14 @@ a kind of token is rounded half-even by itself, and an event's cost is the sum o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from importlib.metadata import version
 from typing import NamedTuple
 
+import numpy as np
 from genai_prices.data import providers as bundled
 from genai_prices.data_snapshot import DataSnapshot
 from genai_prices.types import (
@@ -26,12 +27,15 @@ from genai_prices.types import (
     TimeOfDateConstraint,
 )
 
+from services.usage_tracker.domain.columns import Integers, Mask
 from services.usage_tracker.domain.judging import moment
 
 NANO = 1_000_000_000
 PER = 1_000_000
 LARGEST = 2**63 - 1
-_DAY_US = 86_400_000_000
+_MINUTE_US = 60_000_000
+DAY_US = 86_400_000_000
+_OUTPUT = 1
 _REMEMBERED = 10_000
 
 # Where the data say what a kind of token costs, the most specific first. The plain price of a
@@ -90,6 +94,13 @@ class Rate:
                 return rate
         return self.base
 
+    def each(self, prompts: Integers) -> Integers:
+        """``at`` of many prompts."""
+        found = np.full(prompts.shape, self.base, np.int64)
+        for start, rate in reversed(self.steps):
+            found[prompts > start] = rate
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -114,6 +125,43 @@ class Price:
                 nanos.append(half_even(count * rate.at(tokens.prompt), PER))
         cost = Cost(nanos[0], nanos[1], nanos[2], nanos[3] + nanos[4])
         return cost if cost.total <= LARGEST else None
+
+    def costs(self, tokens: Integers) -> tuple[Integers, Mask]:
+        """``cost`` of many events.
+
+        Args:
+            tokens: of shape (events, 5), by kind in the order of ``Tokens``.
+
+        Returns:
+            Nano-dollars of shape (events, 4) in the order of ``Cost``, and which events have them.
+        """
+        prompts = tokens.sum(axis=1) - tokens[:, _OUTPUT]
+        nanos = np.zeros(tokens.shape, np.int64)
+        priced = np.ones(len(tokens), np.bool_)
+        large = np.zeros(len(tokens), np.bool_)
+        for kind, rate in enumerate(self.rates):
+            counts = tokens[:, kind]
+            if rate is None:
+                priced &= counts == 0
+                continue
+            rates = rate.each(prompts)
+            large |= counts > LARGEST // np.maximum(rates, 1)
+            nanos[:, kind] = _half_even_each(counts * rates)
+        found = np.concatenate([nanos[:, :3], nanos[:, 3:4] + nanos[:, 4:5]], axis=1)
+        for index in np.flatnonzero(large).tolist():
+            cost = self.cost(Tokens(*tokens[index].tolist()))
+            priced[index] = cost is not None
+            found[index] = cost or 0
+        found[~priced] = 0
+        return found, priced
+
+
+def _half_even_each(products: Integers) -> Integers:
+    """``half_even`` of many products by ``PER``, none negative."""
+    quotients, rests = np.divmod(products, PER)
+    twice = 2 * rests
+    up: Mask = (twice > PER) | ((twice == PER) & (quotients % 2 == 1))
+    return np.add(quotients, up)
 
 
 def half_even(numerator: int, denominator: int) -> int:
@@ -154,6 +202,20 @@ class PriceBook:
             self._tariffs[key] = tariff
         return tariff.price(at) if tariff is not None else None
 
+    def prices(
+        self, model: str, provider: str | None, service_tier: str | None, at: Integers
+    ) -> Iterator[tuple[Price | None, Integers]]:
+        """The prices in force at some times, each with the indices of its times."""
+        self.price(model, provider, service_tier, int(at[0]))
+        tariff = self._tariffs[model, provider, service_tier]
+        if tariff is None:
+            yield None, np.arange(len(at))
+            return
+        units = at // tariff.unit_us
+        order = np.argsort(units, kind="stable")
+        for chosen in np.split(order, np.flatnonzero(np.diff(units[order])) + 1):
+            yield tariff.price(int(at[chosen[0]])), chosen
+
     def _tariff(self, model: str, provider: str | None, tier: str | None) -> _Tariff | None:
         # A snapshot of its own: the library keeps what it did not find for ever.
         snapshot = DataSnapshot(providers=self._providers, from_auto_update=False)
@@ -179,15 +241,14 @@ class _Tariff:
         own = any(model is one for one in seller.models)
         self._variants = (model.price_variants or []) if own else []
         parts: list[ConditionalPrice | PriceVariant] = [*self._periods, *self._variants]
-        self._constant_by_day = not any(
-            isinstance(part.constraint, TimeOfDateConstraint) for part in parts
-        )
+        # Microseconds, counted from midnight, in which no price changes.
+        self.unit_us = _unit_us([part.constraint for part in parts])
         self._days: dict[int, Price | None] = {}
 
     def price(self, at: int) -> Price | None:
-        if not self._constant_by_day:
+        if self.unit_us < DAY_US:
             return self._found(moment(at))
-        day = at // _DAY_US
+        day = at // DAY_US
         if day not in self._days:
             self._days[day] = self._found(moment(at))
         return self._days[day]
@@ -224,6 +285,19 @@ class _Tariff:
                     if value is not None:
                         changed.setdefault(key, value)
         return changed
+
+
+def _unit_us(constraints: Sequence[object]) -> int:
+    times = [
+        time
+        for constraint in constraints
+        if isinstance(constraint, TimeOfDateConstraint)
+        for time in (constraint.start_time, constraint.end_time)
+    ]
+    if not times:
+        return DAY_US
+    whole = all(time.second == time.microsecond == 0 for time in times)
+    return _MINUTE_US if whole else 1
 
 
 def _rate(prices: Mapping[str, object], keys: Sequence[str]) -> Rate | None:

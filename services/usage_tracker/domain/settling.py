@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from services.usage_tracker.domain.judging import Row
-from services.usage_tracker.domain.pricing import PriceBook, Tokens
-from services.usage_tracker.domain.windows import Delta, Priced, deltas_of
+import numpy as np
+
+from services.usage_tracker.domain.columns import Batch, Column, Integers, Mask
+from services.usage_tracker.domain.pricing import PriceBook
+from services.usage_tracker.domain.windows import TOKENS, Costs, Deltas, deltas_of
 
 Identity = tuple[bytes, bytes]
-
-
-class Arrived(NamedTuple):
-    """An event with what its request adds; ``received_at`` is microseconds since 1970."""
-
-    row: Row
-    received_at: int
-    api_key_id: bytes | None
-
-    @property
-    def identity(self) -> Identity:
-        return self.row.org_id, self.row.event_id
+Unpriceds = dict[tuple[bytes, str, str | None], "Unpriced"]
 
 
 class First(NamedTuple):
-    """The first acceptance of an identity."""
+    """The first acceptance of an identity; ``received_at`` is microseconds since 1970."""
 
     digest: bytes
     received_at: int
@@ -41,20 +32,20 @@ class Unpriced:
     first_at: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Settled:
-    """What a batch comes to. ``priced`` stands beside ``accepted``, event by event.
+    """What a batch comes to. ``costs`` stands beside ``accepted``, event by event.
 
     ``conflicts`` are ids of events by organization; ``unpriced`` is by (organization, model,
     provider).
     """
 
-    accepted: list[Arrived] = field(default_factory=list)
-    priced: list[Priced] = field(default_factory=list)
-    deltas: list[Delta] = field(default_factory=list)
-    duplicates: int = 0
-    conflicts: dict[bytes, list[bytes]] = field(default_factory=lambda: defaultdict(list))
-    unpriced: dict[tuple[bytes, str, str | None], Unpriced] = field(default_factory=dict)
+    accepted: Batch
+    costs: Costs
+    deltas: Deltas
+    duplicates: int
+    conflicts: Mapping[bytes, list[bytes]]
+    unpriced: Unpriceds
 
     @property
     def conflict_count(self) -> int:
@@ -66,7 +57,7 @@ class Settled:
 
 
 def settle(
-    arrived: Sequence[Arrived],
+    batch: Batch,
     known: Mapping[Identity, First],
     prices: PriceBook,
     identity_us: int,
@@ -74,54 +65,110 @@ def settle(
     """Tell first acceptances from repeats, price them, and add them up.
 
     Args:
-        arrived: in the order of their partition.
+        batch: in the order of its partition.
         known: the latest acceptance of those identities that were accepted before.
         prices: chosen by each event's own time.
         identity_us: microseconds for which an identity holds from its first acceptance.
     """
-    settled = Settled()
-    seen = dict(known)
-    for event in arrived:
-        first = seen.get(event.identity)
-        if first is not None and event.received_at - first.received_at < identity_us:
-            if first.digest == event.row.digest:
-                settled.duplicates += 1
-            else:
-                settled.conflicts[event.row.org_id].append(event.row.event_id)
-            continue
-        seen[event.identity] = First(event.row.digest, event.received_at)
-        settled.accepted.append(event)
-        settled.priced.append(_price(event.row, prices))
-    for priced in settled.priced:
-        if priced.unpriced:
-            _note_unpriced(settled, priced.row)
-    settled.deltas = deltas_of(settled.priced, [a.api_key_id for a in settled.accepted])
-    return settled
-
-
-def _price(row: Row, prices: PriceBook) -> Priced:
-    if row.model is None:
-        return Priced(row, None, None)
-    price = prices.price(row.model, row.provider, row.service_tier, row.at)
-    cost = price.cost(_tokens(row)) if price is not None else None
-    return Priced(row, cost, price.version if price is not None and cost is not None else None)
-
-
-def _tokens(row: Row) -> Tokens:
-    return Tokens(
-        row.input_tokens,
-        row.output_tokens,
-        row.cache_read_tokens,
-        row.cache_write_5m_tokens,
-        row.cache_write_1h_tokens,
+    repeats = _Repeats(identity_us, dict(known))
+    suspects = repeats.suspects(batch)
+    refused = [index for index in suspects.tolist() if not repeats.is_first(batch, index)]
+    accepted = batch
+    if refused:
+        accepted = batch.take(np.delete(np.arange(batch.count), refused))
+    costs = priced(accepted, prices)
+    return Settled(
+        accepted,
+        costs,
+        deltas_of(accepted, costs),
+        repeats.duplicates,
+        repeats.conflicts,
+        _unpriced(accepted, costs),
     )
 
 
-def _note_unpriced(settled: Settled, row: Row) -> None:
-    key = (row.org_id, row.model or "", row.provider)
-    found = settled.unpriced.get(key)
-    if found is None:
-        settled.unpriced[key] = Unpriced(1, row.at)
-    else:
-        found.events += 1
-        found.first_at = min(found.first_at, row.at)
+class _Repeats:
+    """Tells repeats one by one, of those events that may be one."""
+
+    def __init__(self, identity_us: int, seen: dict[Identity, First]) -> None:
+        self.duplicates = 0
+        self.conflicts: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        self._identity_us = identity_us
+        self._seen = seen
+
+    def suspects(self, batch: Batch) -> Integers:
+        """The events, in order, that share a hash with another or whose id was seen before."""
+        order = np.argsort(batch.hashes)
+        same = np.diff(batch.hashes[order].astype(np.uint64)) == 0
+        suspect = np.zeros(batch.count, np.bool_)
+        suspect[order[1:][same]] = True
+        suspect[order[:-1][same]] = True
+        if self._seen:
+            ids = {event_id for _, event_id in self._seen}
+            events = batch.ids["event_id"].view("V16").reshape(-1).tolist()
+            suspect |= np.fromiter(map(ids.__contains__, events), np.bool_, batch.count)
+        return np.flatnonzero(suspect)
+
+    def is_first(self, batch: Batch, index: int) -> bool:
+        org_id: bytes = batch.coded["org_id"].at(index)
+        event_id = batch.ids["event_id"][index].tobytes()
+        event = First(
+            batch.ids["digest"][index].tobytes(), int(batch.numbers["received_at"][index])
+        )
+        first = self._seen.get((org_id, event_id))
+        if first is None or event.received_at - first.received_at >= self._identity_us:
+            self._seen[org_id, event_id] = event
+            return True
+        if first.digest == event.digest:
+            self.duplicates += 1
+        else:
+            self.conflicts[org_id].append(event_id)
+        return False
+
+
+def priced(batch: Batch, prices: PriceBook) -> Costs:
+    """What the events cost, each at its own time; those without a model cost nothing."""
+    names = ("model", "provider", "service_tier")
+    model, provider, tier = (batch.coded[name] for name in names)
+    tokens = np.stack([batch.numbers[name] for name in TOKENS], axis=1)
+    nanos = np.zeros((batch.count, 4), np.int64)
+    found: Mask = np.zeros(batch.count, np.bool_)
+    versions: dict[str | None, int] = {None: 0}
+    codes = np.zeros(batch.count, np.int64)
+    key = (model.codes * len(provider.values) + provider.codes) * len(tier.values) + tier.codes
+    for events in _split(key):
+        first = int(events[0])
+        name = model.at(first)
+        if name is None:
+            continue
+        at = batch.numbers["at"][events]
+        for price, chosen in prices.prices(name, provider.at(first), tier.at(first), at):
+            if price is None:
+                continue
+            where = events[chosen]
+            nanos[where], found[where] = price.costs(tokens[where])
+            codes[where] = versions.setdefault(price.version, len(versions))
+    codes[~found] = 0
+    return Costs(nanos, found, Column(list(versions), codes))
+
+
+def _unpriced(batch: Batch, costs: Costs) -> Unpriceds:
+    model, provider, org = (batch.coded[name] for name in ("model", "provider", "org_id"))
+    without = np.flatnonzero(~costs.priced & ~model.none())
+    key = (org.codes * len(model.values) + model.codes) * len(provider.values) + provider.codes
+    found: Unpriceds = {}
+    for chosen in _split(key[without]):
+        events = without[chosen]
+        first = int(events[0])
+        found[org.at(first), model.at(first), provider.at(first)] = Unpriced(
+            len(events), int(batch.numbers["at"][events].min())
+        )
+    return found
+
+
+def _split(key: Integers) -> list[Integers]:
+    """The indices of each value of the key."""
+    if not len(key):
+        return []
+    order = np.argsort(key, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(key[order])) + 1)

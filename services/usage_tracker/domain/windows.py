@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from operator import add
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 
-from services.usage_tracker.domain.judging import Row
+import numpy as np
+
+from services.usage_tracker.domain.columns import ABSENT, Batch, Column, Integers, Mask
 from services.usage_tracker.domain.pricing import Cost
 
 MINUTE_US = 60_000_000
@@ -18,80 +18,59 @@ MINUTE_US = 60_000_000
 # 2 * GAMMA**b / (GAMMA + 1) of a bin is then within 1 % of every latency in it.
 GAMMA = 1.02
 _LOG_GAMMA = math.log(GAMMA)
+_BINS = 2**11
 
 # An event beyond these is a delta by itself: so many of a batch stay within 64 bits.
 _LARGE_TOKENS = 2**40
 _LARGE_NANO = 2**45
 
+# The dimensions of a window, beside its minute; ids are their 16 bytes.
+DIMENSIONS = (
+    *("org_id", "model", "provider", "project_id", "team_id", "user_id", "api_key_id"),
+    *("event_type", "status", "mcp_server", "tool"),
+)
+TOKENS = (
+    *("input_tokens", "output_tokens", "cache_read_tokens"),
+    *("cache_write_5m_tokens", "cache_write_1h_tokens"),
+)
+# What adds up in a window; money in nano-dollars.
+SUMS = (
+    *("events", "errors", "unpriced_events", *TOKENS, *Cost._fields),
+    *("cost_nano", "latency_count", "latency_sum_us"),
+)
+_MOST_KEYS = 2**62
 
-class Key(NamedTuple):
-    """What a delta is of. Ids are their 16 bytes, ``minute`` counts from 1970.
 
-    ``alone`` tells apart the deltas of single large events; it is no dimension.
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """What a batch adds to windows, a window each.
+
+    ``minutes`` count from 1970. The sketch of delta n is in ``bins`` and ``counts`` from where that
+    of the one before ends to ``ends[n]``.
     """
 
-    org_id: bytes
-    minute: int
-    model: str | None
-    provider: str | None
-    project_id: bytes | None
-    team_id: bytes | None
-    user_id: bytes | None
-    api_key_id: bytes | None
-    event_type: str
-    status: str
-    mcp_server: str | None
-    tool: str | None
-    alone: int = -1
+    minutes: Integers
+    dimensions: Mapping[str, Column]
+    sums: Mapping[str, Integers]
+    bins: Integers
+    counts: Integers
+    ends: Integers
+
+    def __len__(self) -> int:
+        return len(self.minutes)
 
 
-class Sums(NamedTuple):
-    """What adds up in a window; money in nano-dollars."""
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What each event of a batch costs.
 
-    events: int
-    errors: int
-    unpriced_events: int
-    input_tokens: int
-    output_tokens: int
-    cache_read_tokens: int
-    cache_write_5m_tokens: int
-    cache_write_1h_tokens: int
-    input_nano: int
-    output_nano: int
-    cache_read_nano: int
-    cache_write_nano: int
-    cost_nano: int
-    latency_count: int
-    latency_sum_us: int
+    ``nanos`` are of shape (events, 4) in the order of ``Cost``, 0 where ``priced`` is false;
+    ``versions`` tells by which price, None where by none.
+    """
 
-
-@dataclass(slots=True)
-class Delta:
-    """What a batch adds to one window."""
-
-    key: Key
-    sums: tuple[int, ...]
-    latencies: Counter[int] = field(default_factory=Counter)
-
-    @property
-    def bins(self) -> list[int]:
-        return sorted(self.latencies)
-
-    @property
-    def counts(self) -> list[int]:
-        return [self.latencies[b] for b in self.bins]
-
-
-class Priced(NamedTuple):
-    """An event with its cost; None where it is unpriced or has no model to price."""
-
-    row: Row
-    cost: Cost | None
-    price_version: str | None
-
-    @property
-    def unpriced(self) -> bool:
-        return self.row.model is not None and self.cost is None
+    nanos: Integers
+    priced: Mask
+    versions: Column
 
 
 def latency_bin(latency_us: int) -> int:
@@ -99,61 +78,101 @@ def latency_bin(latency_us: int) -> int:
     return math.ceil(math.log(latency_us) / _LOG_GAMMA) if latency_us > 1 else 0
 
 
-def deltas_of(events: Iterable[Priced], api_key_ids: Sequence[bytes | None]) -> list[Delta]:
-    """What the events add, one delta for each window and combination of dimensions.
-
-    Args:
-        events: in the order of ``api_key_ids``.
-        api_key_ids: the key that each event came with.
-    """
-    found: dict[Key, Delta] = {}
-    for index, (event, api_key_id) in enumerate(zip(events, api_key_ids, strict=True)):
-        row = event.row
-        sums = _sums(event)
-        large = max(sums[3:8]) > _LARGE_TOKENS or sums[12] > _LARGE_NANO
-        key = Key(
-            row.org_id,
-            row.at // MINUTE_US,
-            row.model,
-            row.provider,
-            row.project_id,
-            row.team_id,
-            row.user_id,
-            api_key_id,
-            row.event_type,
-            row.status,
-            row.mcp_server,
-            row.tool,
-            index if large else -1,
-        )
-        delta = found.get(key)
-        if delta is None:
-            delta = found[key] = Delta(key, sums)
-        else:
-            delta.sums = tuple(map(add, delta.sums, sums))
-        if row.latency_us is not None:
-            delta.latencies[latency_bin(row.latency_us)] += 1
-    return list(found.values())
+def latency_bins(latencies_us: Integers) -> Integers:
+    """``latency_bin`` of many."""
+    return np.searchsorted(_bounds(), latencies_us)
 
 
-_FREE = Cost(0, 0, 0, 0)
+@cache
+def _bounds() -> Integers:
+    """The longest latency of each bin, in whole microseconds."""
+    found = []
+    for index in range(_BINS):
+        bound = math.floor(min(GAMMA**index, 2.0**62))
+        # What the logarithm says of a bin's very end decides.
+        while index and latency_bin(bound + 1) <= index:
+            bound += 1
+        while index and latency_bin(bound) > index:
+            bound -= 1
+        found.append(max(bound, 1))
+    return np.array(found, np.int64)
 
 
-def _sums(event: Priced) -> Sums:
-    row = event.row
-    cost = event.cost or _FREE
-    timed = row.latency_us is not None
-    return Sums(
-        1,
-        int(row.status == "error"),
-        int(event.unpriced),
-        row.input_tokens,
-        row.output_tokens,
-        row.cache_read_tokens,
-        row.cache_write_5m_tokens,
-        row.cache_write_1h_tokens,
-        *cost,
-        cost.total,
-        int(timed),
-        row.latency_us or 0,
+def deltas_of(batch: Batch, costs: Costs) -> Deltas:
+    """What the events add, one delta for each window and combination of dimensions."""
+    measures = _measures(batch, costs)
+    minutes = batch.numbers["at"] // MINUTE_US
+    firsts, groups = _grouped([*_keys(batch), _dense(minutes), _alone(measures)])
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(len(firsts)))
+    latencies = batch.numbers["latency_us"]
+    timed = latencies != ABSENT
+    cells, counts = np.unique(
+        groups[timed] * _BINS + latency_bins(latencies[timed]), return_counts=True
     )
+    return Deltas(
+        minutes[firsts],
+        {name: batch.coded[name].take(firsts) for name in DIMENSIONS},
+        {
+            name: np.add.reduceat(values[order], starts) if len(starts) else values
+            for name, values in measures.items()
+        },
+        cells % _BINS,
+        counts,
+        np.searchsorted(cells, (np.arange(len(firsts)) + 1) * _BINS),
+    )
+
+
+def _measures(batch: Batch, costs: Costs) -> dict[str, Integers]:
+    """What each event adds, by the names of ``SUMS``."""
+    numbers, coded = batch.numbers, batch.coded
+    errors = np.array([value == "error" for value in coded["status"].values], np.int64)
+    timed = numbers["latency_us"] != ABSENT
+    return {
+        "events": np.ones(batch.count, np.int64),
+        "errors": errors[coded["status"].codes],
+        "unpriced_events": (~coded["model"].none() & ~costs.priced).astype(np.int64),
+        **{name: numbers[name] for name in TOKENS},
+        **{name: costs.nanos[:, kind] for kind, name in enumerate(Cost._fields)},
+        "cost_nano": costs.nanos.sum(axis=1),
+        "latency_count": timed.astype(np.int64),
+        "latency_sum_us": np.where(timed, numbers["latency_us"], 0),
+    }
+
+
+def _keys(batch: Batch) -> list[tuple[Integers, int]]:
+    columns = [batch.coded[name] for name in DIMENSIONS]
+    return [(column.codes, len(column.values)) for column in columns]
+
+
+def _alone(measures: Mapping[str, Integers]) -> tuple[Integers, int]:
+    """A number of its own for each large event, 0 for all others."""
+    large = measures["cost_nano"] > _LARGE_NANO
+    for name in TOKENS:
+        large |= measures[name] > _LARGE_TOKENS
+    return np.where(large, np.cumsum(large), 0), int(large.sum()) + 1
+
+
+def _dense(values: Integers) -> tuple[Integers, int]:
+    distinct, codes = np.unique(values, return_inverse=True)
+    return codes, len(distinct)
+
+
+def _grouped(columns: list[tuple[Integers, int]]) -> tuple[Integers, Integers]:
+    """Group by columns of codes, each with how many codes there are.
+
+    Returns:
+        The first event of each group, ascending, and the group of each event.
+    """
+    key, most = np.zeros(len(columns[0][0]), np.int64), 1
+    for codes, count in columns:
+        if count <= 1:
+            continue
+        if most * count > _MOST_KEYS:
+            key, most = _dense(key)
+        key, most = key * count + codes, most * count
+    _, firsts, groups = np.unique(key, return_index=True, return_inverse=True)
+    order = np.argsort(firsts)
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order))
+    return firsts[order], ranks[groups]

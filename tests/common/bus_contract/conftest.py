@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import uuid4
 
@@ -28,16 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def ran() -> Counter[str]:
     """How many tests each driver has begun."""
     return Counter()
-
-
-@pytest.fixture(scope="module", params=DRIVERS)
-def broker(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Broker]:
-    server = DRIVERS[request.param][0](tmp_path_factory.mktemp("bus"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from itertools import count
 import pytest
 
 from common.events.bus import Bus, BusUnavailable, OffsetLost, Outgoing
-from tests.common.brokers import Broker
+from tests.common.brokers import OWN, Broker
 from tests.common.bus_contract.conftest import MakeBus, Seen, back, numbered, read_all, running
 from tests.common.waiting import eventually
 
-pytestmark = pytest.mark.bus
+pytestmark = [pytest.mark.bus, pytest.mark.parametrize("server", OWN, indirect=True)]
 
 
 async def test_stopping_needs_no_broker(broker: Broker, bus: Bus, topic: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from common.events.bus import Bus, BusFull, OffsetLost, Outgoing
-from tests.common.brokers import Broker
+from tests.common.brokers import BOUNDED, Broker
 from tests.common.bus_contract.conftest import MakeBus, numbered, read_all
 
 pytestmark = pytest.mark.bus
+bounded = pytest.mark.parametrize("server", BOUNDED, indirect=True)
 
 
+@bounded
 async def test_a_full_partition_refuses_the_whole_call_and_loses_nothing(
     make_bus: MakeBus, topic: str
 ) -> None:
@@ -35,6 +37,7 @@ async def test_a_full_partition_refuses_the_whole_call_and_loses_nothing(
     assert [r.value for r in await read_all(bus, topic, 1)] == [b"a", b"c"]
 
 
+@bounded
 async def test_records_are_kept_until_every_group_has_committed(
     make_bus: MakeBus, topic: str
 ) -> None:
@@ -49,6 +52,7 @@ async def test_records_are_kept_until_every_group_has_committed(
     assert kept == list(range(50, 150))
 
 
+@bounded
 async def test_a_topic_without_groups_keeps_its_last_records(make_bus: MakeBus, topic: str) -> None:
     bus = await make_bus(kept=50, max_records=10)
     await bus.declare(topic, 1)

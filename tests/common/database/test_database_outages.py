@@ -3,14 +3,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
 from common.database import Database, Scope, bootstrap, migrate, pending
+from common.database.connection import COMMAND_TIMEOUT
 from common.errors import Unavailable
+from common.identity.call import ANONYMOUS, Call, set_call
 from common.settings import Settings, load_settings
 from fleet.embedded import Postgres
 from tests.common.database.conftest import NAME, labels, opened
@@ -143,6 +148,67 @@ async def test_a_database_that_is_killed_is_unavailable_and_comes_back_without_a
     assert await pending(own_database, folder) == []
 
 
+@contextmanager
+def frozen(server: Postgres) -> Iterator[None]:
+    """SIGSTOP for the server and its backends, whose connections stay open."""
+    assert server.pid is not None
+    first = psutil.Process(server.pid)
+    first.suspend()
+    processes = [first, *first.children(recursive=True)]
+    try:
+        for process in processes:
+            process.suspend()
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
+async def read_in_time(database: Database) -> list[str] | Unavailable:
+    """What a call of a second reads, or what it is told instead."""
+
+    async def read() -> list[str]:
+        set_call(Call("the test", ANONYMOUS, deadline=time.monotonic() + 1))
+        return await labels(database)
+
+    try:
+        return await asyncio.create_task(read())
+    except Unavailable as error:
+        return error
+
+
+async def test_a_frozen_database_is_unavailable_before_the_call_ends_and_the_pool_outlives_it(
+    own_postgres: Postgres, own_database: Database
+) -> None:
+    """Twice as many calls as connections; those that were open are silent, new ones not made."""
+    calls = range(2 * own_database.pool.get_max_size())
+    assert await asyncio.gather(*(read_in_time(own_database) for _ in calls)) == [[]] * len(calls)
+    with frozen(own_postgres):
+        for _ in range(2):
+            async with asyncio.timeout(COMMAND_TIMEOUT):
+                told = await asyncio.gather(*(read_in_time(own_database) for _ in calls))
+            assert {type(outcome) for outcome in told} == {Unavailable}
+        with pytest.raises(Unavailable):
+            await own_database.ping()
+    assert await asyncio.gather(*(labels(own_database) for _ in calls)) == [[]] * len(calls)
+    assert own_database.pool.get_idle_size() == own_database.pool.get_size()
+
+
+async def test_users_who_leave_while_the_database_is_frozen_leave_no_connection_behind(
+    own_postgres: Postgres, own_database: Database
+) -> None:
+    await own_database.ping()
+    with frozen(own_postgres):
+        waiting = [asyncio.create_task(read_in_time(own_database)) for _ in range(3)]
+        await eventually(lambda: own_database.pool.get_idle_size() == 0)
+        for call in waiting:
+            call.cancel()
+        async with asyncio.timeout(COMMAND_TIMEOUT):
+            await asyncio.gather(*waiting, return_exceptions=True)
+    await own_database.ping()
+    await eventually(lambda: own_database.pool.get_idle_size() == own_database.pool.get_size() > 0)
+
+
 async def test_a_pool_can_be_opened_before_its_database_is_up(
     own_postgres: Postgres, folder: Path
 ) -> None:
@@ -156,7 +222,7 @@ async def test_a_pool_can_be_opened_before_its_database_is_up(
         await asyncio.to_thread(own_postgres.start)
         await database.ping()
         missing = await pending(database, folder)
-        assert missing[:2] == ["kit/0001_kit.sql", f"{NAME}/0001_notes.sql"]
+        assert (missing[0], missing[-1]) == ("kit/0001_kit.sql", f"{NAME}/0001_notes.sql")
     finally:
         await database.close()
 

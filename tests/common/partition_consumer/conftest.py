@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,8 +18,10 @@ import pytest
 from common.database import Connection, Database
 from common.events.bus import Backoff, Bus, Outgoing, Record
 from common.events.ledger import PartitionConsumer
-from tests.common.brokers import RedisStreams, redis_streams_bus
+from common.settings import Settings
+from tests.common.brokers import DRIVERS, Broker
 from tests.common.ledger_process import INSERT
+from tests.conftest import ROOT
 
 NAME = "ledger"
 QUICK = Backoff(first=0.01, limit=0.1)
@@ -40,17 +45,10 @@ async def db(
     return await service_database(NAME, folder, size=8)
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    server = RedisStreams(tmp_path_factory.mktemp("ledger"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-async def bus(broker: RedisStreams) -> AsyncIterator[Bus]:
-    bus = redis_streams_bus(broker.address)
+async def bus(broker: Broker) -> AsyncIterator[Bus]:
+    bus = DRIVERS[broker.driver][1](broker.address)
+    await bus.start()
     yield bus
     await bus.stop()
 
@@ -95,6 +93,15 @@ class Ledger:
     async def holds(self, part: int, numbers: list[int]) -> bool:
         return await self.numbers(part) == numbers
 
+    async def expire(self) -> None:
+        """As when nobody has renewed anything for a lease."""
+        async with self._db.session() as connection:
+            await connection.execute(
+                "UPDATE offsets SET lease_until = now() - interval '1 s' WHERE topic = $1",
+                self._topic,
+            )
+            await connection.execute("DELETE FROM partition_members WHERE topic = $1", self._topic)
+
     async def place(self, part: int) -> asyncpg.Record | None:
         async with self._db.session() as connection:
             return await connection.fetchrow(
@@ -131,6 +138,51 @@ async def make(bus: Bus, db: Database, topic: str, ledger: Ledger) -> AsyncItera
         yield start
 
 
+class LedgerProcess:
+    """``tests.common.ledger_process``, whose owner and lease each start gives."""
+
+    def __init__(self, broker: Broker, dsn: str, topic: str, folder: Path) -> None:
+        self._given = {
+            "driver": broker.driver,
+            "address": broker.address,
+            "dsn": dsn,
+            "topic": topic,
+            "file": str(folder / "applied"),
+        }
+        self._file = folder / "applied"
+        self._processes: list[asyncio.subprocess.Process] = []
+
+    async def start(
+        self, owner: str, *, lease: float, pause: float = 0.0
+    ) -> asyncio.subprocess.Process:
+        given = json.dumps(self._given | {"owner": owner, "lease": lease, "pause": pause})
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.common.ledger_process", given, cwd=ROOT
+        )
+        self._processes.append(process)
+        return process
+
+    def batches(self) -> int:
+        """How many were begun by all of them."""
+        return len(self._file.read_text().splitlines()) if self._file.exists() else 0
+
+    async def end(self) -> None:
+        for process in self._processes:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+@pytest.fixture
+async def other_process(
+    broker: Broker, settings: Settings, topic: str, tmp_path: Path
+) -> AsyncIterator[LedgerProcess]:
+    """A consumer in another process; it is killed after the test, if it was not before."""
+    process = LedgerProcess(broker, settings.runtime_dsn(NAME), topic, tmp_path)
+    yield process
+    await process.end()
+
+
 async def publish(bus: Bus, topic: str, numbers: range, part: int = 0) -> list[str]:
     return await bus.publish(topic, [Outgoing(b"%d" % n, partition=part) for n in numbers])
 
@@ -141,4 +193,4 @@ def caught_up(consumer: PartitionConsumer, part: int, at: datetime) -> bool:
 
 def stopped(consumer: PartitionConsumer, why: str) -> bool:
     status = consumer.status()
-    return not status.live and not status.ready and why in status.detail
+    return status.live and not status.ready and why in status.detail

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,11 +14,9 @@ from common.background import PartStatus
 from common.database import Connection, Database
 from common.errors import Unavailable
 from common.events.bus import Bus, Record
-from common.settings import Settings
-from tests.common.brokers import RedisStreams
-from tests.common.partition_consumer.conftest import NAME, Ledger, Make, publish
+from tests.common.brokers import Broker
+from tests.common.partition_consumer.conftest import NAME, Ledger, LedgerProcess, Make, publish
 from tests.common.waiting import eventually
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.bus
 
@@ -84,45 +79,23 @@ async def test_a_partition_is_prepared_before_its_first_batch(
 
 
 async def test_a_consumer_killed_between_effect_and_commit_neither_loses_nor_doubles(
-    bus: Bus,
-    broker: RedisStreams,
-    topic: str,
-    make: Make,
-    ledger: Ledger,
-    settings: Settings,
-    tmp_path: Path,
+    bus: Bus, topic: str, make: Make, ledger: Ledger, other_process: LedgerProcess
 ) -> None:
     await publish(bus, topic, range(40), part=0)
     await publish(bus, topic, range(40), part=1)
-    file = tmp_path / "applied"
-    given = {
-        "driver": broker.driver,
-        "address": broker.address,
-        "dsn": settings.runtime_dsn(NAME),
-        "topic": topic,
-        "owner": "the same",
-        "lease": 60.0,
-        "file": str(file),
-        "pause": 0.1,
-    }
-
-    def lines() -> int:
-        return len(file.read_text().splitlines()) if file.exists() else 0
 
     def more_than(before: int) -> bool:
-        return lines() > before
+        return other_process.batches() > before
 
     for batches in (1, 2, 5):
-        begun = lines()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.common.ledger_process", json.dumps(given), cwd=ROOT
-        )
+        begun = other_process.batches()
+        process = await other_process.start("the same", lease=60.0, pause=0.1)
         await eventually(partial(more_than, begun + batches))
         process.kill()
         await process.wait()
     done = len(await ledger.numbers(0)) + len(await ledger.numbers(1))
     assert 0 < done < 80
-    assert done < 4 * lines()
+    assert done < 4 * other_process.batches()
     await make(owner="the same")
     await eventually(partial(ledger.holds, 0, list(range(40))))
     await eventually(partial(ledger.holds, 1, list(range(40))))
@@ -171,7 +144,7 @@ async def _holds_at_last(ledger: Ledger, numbers: list[int]) -> bool:
 
 
 async def test_a_broker_that_comes_back_is_read_on(
-    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
+    bus: Bus, broker: Broker, topic: str, make: Make, ledger: Ledger
 ) -> None:
     consumer = await make()
     await publish(bus, topic, range(5))
@@ -196,7 +169,7 @@ async def test_a_consumer_waits_for_its_topic(bus: Bus, make: Make, db: Database
 
 
 async def test_stopping_needs_no_broker(
-    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
+    bus: Bus, broker: Broker, topic: str, make: Make, ledger: Ledger
 ) -> None:
     consumer = await make(lease=600.0)
     await publish(bus, topic, range(3))

@@ -10,7 +10,7 @@ import pytest
 from common.database import Connection, Database
 from common.events.bus import Bus, Record
 from common.events.ledger import RecordRefused
-from tests.common.brokers import RedisStreams
+from tests.common.brokers import Broker
 from tests.common.partition_consumer.conftest import NAME, Ledger, Make, publish, stopped
 from tests.common.waiting import eventually
 
@@ -81,7 +81,7 @@ async def test_an_unexpected_error_that_does_not_come_back_is_survived(
 
 
 async def test_records_that_are_gone_stop_the_partition(
-    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
+    bus: Bus, broker: Broker, topic: str, make: Make, ledger: Ledger
 ) -> None:
     first = await make()
     await publish(bus, topic, range(5))
@@ -95,7 +95,7 @@ async def test_records_that_are_gone_stop_the_partition(
 
 
 async def test_a_replaced_stream_stops_the_partition_at_its_taking(
-    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
+    bus: Bus, broker: Broker, topic: str, make: Make, ledger: Ledger
 ) -> None:
     first = await make()
     await publish(bus, topic, range(5))
@@ -112,7 +112,7 @@ async def test_a_replaced_stream_stops_the_partition_at_its_taking(
 
 @pytest.mark.parametrize("applied", [0, 5])
 async def test_a_stream_replaced_under_a_running_consumer_stops_it(
-    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger, applied: int
+    bus: Bus, broker: Broker, topic: str, make: Make, ledger: Ledger, applied: int
 ) -> None:
     consumer = await make()
     await publish(bus, topic, range(applied))
@@ -126,7 +126,7 @@ async def test_a_stream_replaced_under_a_running_consumer_stops_it(
 
 
 async def test_a_partition_whose_first_records_are_gone_begins_with_what_comes(
-    bus: Bus, broker: RedisStreams, topic: str, make: Make, ledger: Ledger
+    bus: Bus, broker: Broker, topic: str, make: Make, ledger: Ledger
 ) -> None:
     tokens = await publish(bus, topic, range(5))
     await broker.forget(topic, 0, tokens[-1])

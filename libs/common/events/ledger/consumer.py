@@ -11,14 +11,17 @@ from common.background import PartStatus
 from common.clock import Clock
 from common.database import Database
 from common.errors import Unavailable
-from common.events.bus import Backoff, Bus, TopicUnknown
+from common.events.bus import Backoff, Bus, TopicMismatch, TopicUnknown
 from common.events.delivery import lag_gauge
+from common.events.ledger.members import Members, share_of
 from common.events.ledger.offsets import Offsets
 from common.events.ledger.tenure import After, Apply, PartHook, Tenure, Work
 from common.events.worker import cut
 
-# Seconds that a batch gets to finish when the consumer stops.
+# Seconds that a batch gets to finish when its partition is given back.
 _GRACE = 10.0
+# Seconds between two looks at partitions of one's share that another still holds.
+_ASK_EVERY = 0.5
 # Seconds between two readings of the lag while there is some.
 _MEASURE_EVERY = 0.25
 _RETRY = Backoff(first=0.2, limit=2.0)
@@ -29,6 +32,10 @@ _logger = logging.getLogger(__name__)
 class PartitionConsumer:
     """Applies the records of a topic, each exactly once, a partition by one owner at a time.
 
+    All consumers of the topic share its partitions evenly. One that is there anew is given its
+    share as soon as the others have finished the batches at hand; that of one that died, or
+    stands still, is taken when its lease is over.
+
     ``apply`` gets a connection inside of a transaction, the partition and a batch in order; its
     effects and the partition's new place commit together. It may run again for the same records
     when that transaction failed, so what it keeps in memory belongs into ``after``, which runs
@@ -37,7 +44,8 @@ class PartitionConsumer:
 
     An error that may pass is tried again for ever. Another birth id of the stream, records that
     are gone, ``RecordRefused`` and the same unexpected error five times in a row stop the
-    partition: nothing is skipped, and ``status`` is not live until the process starts anew.
+    partition: nothing is skipped, and ``status`` is not ready until people have looked and the
+    process starts anew. It is not live where records wait, none of them comes and nothing fails.
     """
 
     def __init__(
@@ -55,7 +63,9 @@ class PartitionConsumer:
         max_records: int = 64,
         lease: float = 10.0,
         cadence: float = 0.1,
+        stall: float = 30.0,
         backoff: Backoff | None = None,
+        partitions: int | None = None,
     ) -> None:
         """Takes nothing before ``start``.
 
@@ -72,7 +82,9 @@ class PartitionConsumer:
             max_records: in a batch.
             lease: seconds after which a dead owner's partitions are taken.
             cadence: seconds between two looks at the partitions' ends.
+            stall: seconds after which it is a fault that records wait and none comes.
             backoff: between attempts after an error.
+            partitions: how many the topic must have; None works with as many as it has.
         """
         self.name = f"{group} of {topic}"
         self._bus = bus
@@ -81,7 +93,11 @@ class PartitionConsumer:
         self._clock = clock or db.clock
         self._lease = lease
         self._cadence = cadence
+        self._stall = stall
+        self._owner = owner
+        self._wanted = partitions
         self._offsets = Offsets(db, topic=topic, owner=owner, lease=lease)
+        self._members = Members(db, topic=topic, owner=owner, lease=lease)
         self._work = Work(
             bus=bus,
             db=db,
@@ -95,10 +111,12 @@ class PartitionConsumer:
             backoff=backoff or _RETRY,
         )
         self._parts = 0
+        self._share: frozenset[int] = frozenset()
         self._tenures: dict[int, Tenure] = {}
         self._stopped: dict[int, str] = {}
         self._wake = asyncio.Event()
         self._stopping = False
+        self._leaving: set[asyncio.Task[None]] = set()
         self._trouble = "not started"
         self._lag: int | None = None
         self._measured = 0.0
@@ -119,9 +137,11 @@ class PartitionConsumer:
     async def stop(self) -> None:
         self._stopping = True
         await asyncio.gather(*(t.worker.end(_GRACE) for t in self._tenures.values()))
+        await asyncio.gather(*self._leaving)
         await cut(*self._tasks)
         try:
             await self._offsets.release(range(self._parts))
+            await self._members.leave()
         except Unavailable as error:
             _logger.info("%s: its leases run out by themselves: %s", self.name, error)
         try:
@@ -143,67 +163,125 @@ class PartitionConsumer:
 
     def status(self) -> PartStatus:
         ended = any(task.done() for task in self._tasks)
-        troubles = [*self._stopped.values(), self._trouble]
+        stalled = self._stalled()
+        troubles = [stalled, *self._stopped.values(), self._trouble]
         troubles += [tenure.trouble for tenure in self._tenures.values()]
         trouble = "; ".join(t for t in troubles if t)
         return PartStatus(
             ready=not (trouble or ended),
             detail=trouble or f"works on {len(self.held())} of {self._parts} partitions",
             lag=self._lag,
-            live=not (self._stopped or ended),
+            live=not (stalled or ended),
         )
+
+    def _stalled(self) -> str:
+        still = sorted(p for p, t in self._tenures.items() if t.still_for() > self._stall)
+        if not still:
+            return ""
+        named = ", ".join(f"{self._topic}/{part}" for part in still)
+        return f"{named}: records wait, and none has come for {self._stall:g} s"
 
     async def _hold_for_ever(self) -> None:
         failures = 0
         while True:
             try:
-                if not self._parts:
-                    self._parts = await self._bus.partitions(self._topic)
-                    await self._bus.declare(self._topic, self._parts, [self._group])
                 await self._hold()
             except Exception as error:
-                if not isinstance(error, Unavailable | TopicUnknown):
+                if not isinstance(error, Unavailable | TopicUnknown | TopicMismatch):
                     _logger.exception("%s cannot hold its partitions", self.name)
                 failures += 1
                 self._trouble = f"{type(error).__name__}: {error}"
                 await asyncio.sleep(_RETRY.delay(failures))
             else:
                 failures, self._trouble = 0, ""
-                await self._rest(self._lease / 3)
+                lacks = self._share - self._tenures.keys() - self._stopped.keys()
+                await self._rest(min(self._lease / 3, _ASK_EVERY if lacks else self._lease))
 
     async def _hold(self) -> None:
-        """Renew what is held, give up what was lost, take what is free."""
+        """Renew what is held, give up what was lost or is another's share, take what is free."""
+        await self._renew()
         if self._stopping:
-            await self._offsets.renew(self._tenures)
             return
+        members = await self._members.join()
+        await self._learn_partitions()
+        self._share = share_of(self._owner, members, self._parts)
+        for part, tenure in self._tenures.items():
+            if part not in self._share and not tenure.worker.ending:
+                leaving = asyncio.create_task(self._give_back(part, tenure))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+        for part in self._stopped.keys() - self._share:
+            self._forget_stop(part)
+        lacking = self._share - self._tenures.keys() - self._stopped.keys()
+        for part in await self._offsets.free(lacking) if lacking else ():
+            await self._take(part)
+
+    async def _renew(self) -> None:
         for part, tenure in list(self._tenures.items()):
             if not tenure.worker.running:
                 self._end(part, tenure)
-        epochs = await self._offsets.renew(self._tenures) if self._tenures else {}
+        if not self._tenures:
+            return
+        until = monotonic() + self._lease
+        epochs = await self._offsets.renew(self._tenures)
         for part, tenure in list(self._tenures.items()):
-            if epochs.get(part) != tenure.epoch:
+            if epochs.get(part) == tenure.epoch:
+                tenure.held_until = until
+            else:
                 _logger.warning("%s/%d is another's now", self._topic, part)
                 await tenure.worker.cut()
                 self._end(part, tenure)
-        for part in range(self._parts):
-            if part not in self._tenures and part not in self._stopped:
-                await self._take(part)
+
+    async def _learn_partitions(self) -> None:
+        """How many there are may change while everybody's epochs are over.
+
+        Raises:
+            TopicMismatch: they are not as many as they must be.
+        """
+        count = await self._bus.partitions(self._topic)
+        if self._wanted not in (None, count):
+            raise TopicMismatch(f"{self._topic} has {count} partitions, not {self._wanted}")
+        if count != self._parts:
+            if self._parts:
+                _logger.warning("%s has %d partitions now", self._topic, count)
+            await self._bus.declare(self._topic, count, [self._group])
+            self._parts = count
+            for part in list(self._stopped):
+                self._forget_stop(part)
+
+    async def _give_back(self, part: int, tenure: Tenure) -> None:
+        _logger.info("%s/%d is another's share now", self._topic, part)
+        await tenure.worker.end(_GRACE)
+        self._end(part, tenure)
+        try:
+            await self._offsets.give_back(part, tenure.epoch)
+            await tenure.hint()
+        except Unavailable as error:
+            _logger.info("%s/%d: its lease runs out by itself: %s", self._topic, part, error)
 
     async def _take(self, part: int) -> None:
         birth = await self._bus.birth(self._topic, part)
+        until = monotonic() + self._lease
         holding = await self._offsets.take(part, birth)
         if holding is not None and not self._stopping:
-            tenure = Tenure(self._work, part, holding)
+            tenure = Tenure(self._work, part, holding, until)
             self._tenures[part] = tenure
             tenure.worker.start(tenure.run(), ended=self._wake.set)
 
     def _end(self, part: int, tenure: Tenure) -> None:
+        if self._tenures.get(part) is not tenure:
+            return
         del self._tenures[part]
         if tenure.worker.failure is not None:
             _logger.error("%s/%d ended", self._topic, part, exc_info=tenure.worker.failure)
         if tenure.stopped is not None:
             self._stopped[part] = tenure.stopped
             self._stop_gauge.of(topic=self._topic, partition=str(part)).set(1)
+
+    def _forget_stop(self, part: int) -> None:
+        """Another has it now, or it is another stream: what stopped it may not be there."""
+        del self._stopped[part]
+        self._stop_gauge.of(topic=self._topic, partition=str(part)).set(0)
 
     async def _rest(self, seconds: float) -> None:
         """Sleep, or a moment only where a partition was lost."""
@@ -220,7 +298,8 @@ class PartitionConsumer:
             await asyncio.sleep(self._cadence)
             running = [t for t in self._tenures.values() if t.worker.running]
             caught_up = await asyncio.gather(*(self._look(tenure) for tenure in running))
-            await self._measure(len(running) == self._parts > 0 and all(caught_up))
+            mine = self._parts > 0 and self._share == {tenure.part for tenure in running}
+            await self._measure(mine and all(caught_up))
 
     async def _look(self, tenure: Tenure) -> bool:
         try:

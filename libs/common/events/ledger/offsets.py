@@ -82,6 +82,36 @@ class Offsets:
             )
         return {row["part"]: row["epoch"] for row in rows}
 
+    async def free(self, parts: Collection[int]) -> list[int]:
+        """Those of the partitions, in order, that ``take`` would get now."""
+        async with self._db.session() as connection:
+            rows = await connection.fetch(
+                """
+                SELECT wanted.part FROM unnest($2::smallint[]) AS wanted (part)
+                LEFT JOIN offsets AS o ON o.topic = $1 AND o.part = wanted.part
+                WHERE o.lease_until IS NULL OR o.lease_until <= now() OR o.owner = $3
+                ORDER BY wanted.part
+                """,
+                self._topic,
+                list(parts),
+                self._owner,
+            )
+        return [row["part"] for row in rows]
+
+    async def give_back(self, part: int, epoch: int) -> None:
+        """Let others have the partition at once, if it is still held since that epoch began."""
+        async with self._db.session() as connection:
+            await connection.execute(
+                """
+                UPDATE offsets SET lease_until = now()
+                WHERE topic = $1 AND part = $2 AND owner = $3 AND epoch = $4
+                """,
+                self._topic,
+                part,
+                self._owner,
+                epoch,
+            )
+
     async def release(self, parts: Collection[int]) -> None:
         """Let others have the partitions at once."""
         async with self._db.session() as connection:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 from common.database import Connection, Database
@@ -53,9 +54,11 @@ class Work:
 class Tenure:
     """Fetches a partition's records and applies each batch with its place in one transaction."""
 
-    def __init__(self, work: Work, part: int, holding: Holding) -> None:
+    def __init__(self, work: Work, part: int, holding: Holding, held_until: float) -> None:
+        """Args: ``held_until`` is when (monotonic) another may have the partition."""
         self.part = part
         self.epoch = holding.epoch
+        self.held_until = held_until
         self.caught_up_at: datetime | None = None
         self.stopped: str | None = None
         self.trouble = ""
@@ -69,25 +72,27 @@ class Tenure:
         self._noted: tuple[datetime, str | None] | None = None
         # Where the position has been while the partition's end is asked for.
         self._passed: set[str | None] | None = None
+        # When something last came, was applied, or failed.
+        self._stirred_at = monotonic()
+        self._prepared = False
         self._place = f"{work.topic}/{part}"
 
     async def run(self) -> None:
         """Returns when the partition is another's, or has stopped (then ``stopped`` says why)."""
         ready, failures, unexpected = False, 0, 0
-        taken = self._work.on_take is None
         while True:
             try:
                 if not ready:
                     await self._check()
                     ready = True
-                if self._work.on_take is not None and not taken:
-                    await self._work.on_take(self.part)
-                    taken = True
+                if not self._prepared:
+                    await self._prepare()
                 await self._next()
             except Fenced as lost:
                 _logger.warning("gives up: %s", lost)
                 return
             except TRANSIENT as error:
+                self._stirred_at = monotonic()
                 ready, failures, self.trouble = False, failures + 1, f"{self._place}: {error}"
                 _logger.warning("%s waits: %s", self._place, error)
                 await self.worker.pause(self._work.backoff.delay(failures))
@@ -95,6 +100,7 @@ class Tenure:
                 await self._stop(error)
                 return
             except Exception as error:
+                self._stirred_at = monotonic()
                 unexpected += 1
                 if unexpected >= _MOST_FAILURES:
                     await self._stop(error)
@@ -103,6 +109,11 @@ class Tenure:
                 await self.worker.pause(self._work.backoff.delay(unexpected))
             else:
                 failures, unexpected, self.trouble = 0, 0, ""
+
+    def still_for(self) -> float:
+        """Seconds since records were seen to wait in which none came and nothing failed."""
+        waiting = self._prepared and self._noted is not None
+        return monotonic() - self._stirred_at if waiting else 0.0
 
     async def look(self, now: datetime) -> bool:
         """See whether everything that was there at ``now`` is applied; True where it is.
@@ -117,10 +128,14 @@ class Tenure:
             end = await self._work.bus.end(self._work.topic, self.part)
         finally:
             self._passed = None
+        if monotonic() >= self.held_until:
+            # The end may be that of a topic made anew, which another has taken meanwhile.
+            return False
         if end in passed:
             self.caught_up_at = now
             return True
         self._noted = (now, end)
+        self._stirred_at = monotonic()
         return False
 
     async def hint(self) -> None:
@@ -129,6 +144,12 @@ class Tenure:
         if token is not None and token != self._hinted:
             await self._work.bus.commit(self._work.topic, self.part, self._work.group, token)
             self._hinted = token
+
+    async def _prepare(self) -> None:
+        if self._work.on_take is not None:
+            await self._work.on_take(self.part)
+        self._stirred_at = monotonic()
+        self._prepared = True
 
     async def _check(self) -> None:
         """See that the stored place belongs to the stream that is there."""
@@ -139,6 +160,10 @@ class Tenure:
             first = await work.bus.fetch(work.topic, self.part, None, max_records=1, wait=0)
             if not first:
                 self._position = end
+                # A look before or beside this one has noted a record that never comes.
+                self._noted = None
+                if self._passed is not None:
+                    self._passed.add(end)
 
     async def _check_birth(self) -> None:
         birth = await self._work.bus.birth(self._work.topic, self.part)
@@ -152,6 +177,7 @@ class Tenure:
         )
         if not records:
             return
+        self._stirred_at = monotonic()
         if self._token is None:
             # No token yet by which the bus would see that the stream is another.
             await self._check_birth()
@@ -169,6 +195,7 @@ class Tenure:
             result = await work.apply(connection, self.part, records)
             await work.offsets.advance(connection, self.part, self.epoch, self._token, last)
         self._token = self._position = last
+        self._stirred_at = monotonic()
         if self._passed is not None:
             self._passed.update(r.token for r in records)
         if self._noted is not None and any(r.token == self._noted[1] for r in records):

@@ -10,6 +10,7 @@ from uuid import uuid4
 from common.events.bus import (
     Backoff,
     BusFull,
+    BusUnavailable,
     Handler,
     OffsetLost,
     Outgoing,
@@ -19,7 +20,7 @@ from common.events.bus import (
     TopicUnknown,
     partition_for,
 )
-from common.events.delivery import Delivery
+from common.events.delivery import PATIENCE, Delivery
 from common.events.redis_streams import scripts
 from common.events.redis_streams.broker import BLOCK, Broker
 from common.events.redis_streams.entries import Entries, encode_headers, records_of
@@ -61,6 +62,7 @@ class RedisStreamsBus:
         max_records: int = 20_000,
         kept: int = 100_000,
         lease: float = 10.0,
+        patience: float = PATIENCE,
     ) -> None:
         """Connects when first used.
 
@@ -70,12 +72,14 @@ class RedisStreamsBus:
             max_records: uncommitted records that a partition holds before it is full.
             kept: records that a partition of a topic without groups holds.
             lease: seconds until a partition of a reader that died is another's.
+            patience: seconds after which a handler that has not returned is taken to hang.
         """
         self.broker = Broker(url, telemetry.service)
         self._telemetry = telemetry
         self._max_records = max_records
         self._kept = kept
         self._lease = lease
+        self._patience = patience
         self._declared: dict[str, tuple[int, set[str]]] = {}
         self._counts: dict[str, int] = {}
         self._largest: dict[tuple[str, int], float] = {}
@@ -96,16 +100,29 @@ class RedisStreamsBus:
             raise TopicMismatch(
                 f"{topic} has {stored} partitions, not {partitions}: their number is for good"
             )
-        self._counts[topic] = partitions
-        self._declared.setdefault(topic, (partitions, set()))[1].update(groups)
+        self._know(topic, partitions, groups)
+
+    async def replace(self, topic: str, partitions: int, groups: Sequence[str] = ()) -> None:
+        replaced = 0
+        while not replaced:
+            stored = await self.broker.command("HGET", topic_key(topic), "partitions")
+            old = int(stored or 0)
+            keys = [topic_key(topic)]
+            for partition in range(old):
+                keys += (stream_key(topic, partition), groups_key(topic, partition))
+            keys += (groups_key(topic, partition) for partition in range(partitions))
+            replaced = await self.broker.script(
+                scripts.REPLACE, keys, [partitions, uuid4().hex, old, *groups]
+            )
+        self._declared.pop(topic, None)
+        self._know(topic, partitions, groups)
 
     async def partitions(self, topic: str) -> int:
-        if topic not in self._counts:
-            stored = await self.broker.command("HGET", topic_key(topic), "partitions")
-            if stored is None:
-                raise TopicUnknown(topic)
-            self._counts[topic] = int(stored)
-        return self._counts[topic]
+        stored = await self.broker.command("HGET", topic_key(topic), "partitions")
+        if stored is None:
+            raise TopicUnknown(topic)
+        self._counts[topic] = int(stored)
+        return int(stored)
 
     async def birth(self, topic: str, partition: int) -> str:
         stored = await self.broker.command("HGET", topic_key(topic), "birth")
@@ -118,7 +135,10 @@ class RedisStreamsBus:
         if not records:
             return []
         with self._telemetry.span(f"{topic} publish", kind=SpanKind.PRODUCER):
-            keys, arguments = self._publishing(topic, records, await self.partitions(topic))
+            count = self._counts.get(topic, 0)
+            if count <= max(record.partition or 0 for record in records):
+                count = await self.partitions(topic)
+            keys, arguments = self._publishing(topic, records, count)
             try:
                 answer = await self.broker.script(scripts.PUBLISH, keys, arguments)
             except BusFull:
@@ -127,6 +147,9 @@ class RedisStreamsBus:
             if answer[0] == b"unknown":
                 await self._declare_again(topic)
                 answer = await self.broker.script(scripts.PUBLISH, keys, arguments)
+        if answer[0] == b"moved":
+            self._counts.pop(topic, None)
+            raise BusUnavailable(f"{topic} has another number of partitions now.")
         if answer[0] == b"full":
             raise BusFull(f"{topic}/{int(answer[1])} holds as many records as it may.")
         return [token.decode() for token in answer[1:]]
@@ -189,23 +212,22 @@ class RedisStreamsBus:
         group: str,
         handler: Handler,
         *,
+        ordered: bool = False,
         max_attempts: int = 5,
         backoff: Backoff | None = None,
     ) -> Subscription:
-        return GroupSubscription(
+        delivery = Delivery(
             self,
-            Delivery(
-                self,
-                handler,
-                telemetry=self._telemetry,
-                group=group,
-                max_attempts=max_attempts,
-                backoff=backoff or Backoff(),
-            ),
+            handler,
+            telemetry=self._telemetry,
             topics=topics,
             group=group,
-            lease=self._lease,
+            ordered=ordered,
+            max_attempts=max_attempts,
+            backoff=backoff,
+            patience=self._patience,
         )
+        return GroupSubscription(self, delivery, lease=self._lease)
 
     def tail(self, topics: Sequence[str], handler: Handler) -> Subscription:
         return Tail(self, topics, handler)
@@ -235,7 +257,7 @@ class RedisStreamsBus:
         keys = [topic_key(topic)]
         for partition in targets:
             keys += (stream_key(topic, partition), groups_key(topic, partition))
-        return keys, [self._max_records, self._kept, *targets, *counts, *flat]
+        return keys, [self._max_records, self._kept, partitions, *targets, *counts, *flat]
 
     def _fitting(self, topic: str, partition: int, most: int) -> int:
         largest = self._largest.get((topic, partition))
@@ -263,6 +285,11 @@ class RedisStreamsBus:
             return
         if not await self.broker.read([(stream_key(topic, partition), after)], 1, 0):
             raise OffsetLost(f"{topic}/{partition}: the broker's last record is not {after}")
+
+    def _know(self, topic: str, partitions: int, groups: Sequence[str]) -> None:
+        self._counts[topic] = partitions
+        _, known = self._declared.get(topic, (partitions, set()))
+        self._declared[topic] = partitions, known.union(groups)
 
     async def _make_room(self) -> None:
         """The server has no memory left: drop what lingers behind the commits of all groups."""

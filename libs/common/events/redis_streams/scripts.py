@@ -51,14 +51,32 @@ return tonumber(ARGV[1])
 """
 )
 
+# KEYS: topic, stream and groups of every old partition, groups of every new one. ARGV: partitions,
+# birth, number of old partitions, groups. Returns 1, or 0 where there are other old partitions.
+REPLACE = (
+    _WITHOUT_MEMORY
+    + """
+local old = tonumber(ARGV[3])
+if tonumber(redis.call('HGET', KEYS[1], 'partitions') or '0') ~= old then return 0 end
+for k = 1, 1 + 2 * old do redis.call('DEL', KEYS[k]) end
+redis.call('HSET', KEYS[1], 'partitions', ARGV[1], 'birth', ARGV[2])
+for k = 2 + 2 * old, #KEYS do
+  for g = 4, #ARGV do redis.call('HSET', KEYS[k], ARGV[g], '0-0') end
+end
+return 1
+"""
+)
+
 # KEYS: topic, then stream and groups of each target. ARGV: records a stream may hold, records
-# kept without groups, partition of each target, number of records for each target, then for each
-# record its target (from 1), key, value and headers.
-# Returns {'unknown'}, {'full', partition} or {'ok', id of each record}.
+# kept without groups, partitions of the topic, partition of each target, number of records for
+# each target, then for each record its target (from 1), key, value and headers.
+# Returns {'unknown'}, {'moved'}, {'full', partition} or {'ok', id of each record}.
 PUBLISH = (
     _FLOOR
     + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return {'unknown'} end
+local stored = redis.call('HGET', KEYS[1], 'partitions')
+if not stored then return {'unknown'} end
+if stored ~= ARGV[3] then return {'moved'} end
 local targets = (#KEYS - 1) / 2
 local most = tonumber(ARGV[1])
 local bounded = {}
@@ -66,23 +84,23 @@ for t = 1, targets do
   local stream, groups = KEYS[2 * t], KEYS[2 * t + 1]
   bounded[t] = redis.call('EXISTS', groups) == 1
   if bounded[t] then
-    local coming = tonumber(ARGV[2 + targets + t])
+    local coming = tonumber(ARGV[3 + targets + t])
     if redis.call('XLEN', stream) + coming > most then
       local ms, n = floor(groups)
       redis.call('XTRIM', stream, 'MINID', ms .. '-' .. n)
-      if redis.call('XLEN', stream) + coming > most then return {'full', ARGV[2 + t]} end
+      if redis.call('XLEN', stream) + coming > most then return {'full', ARGV[3 + t]} end
     end
   end
 end
 local clock = now()
 local ms, n = {}, {}
 for t = 1, targets do
-  local last = redis.call('HGET', KEYS[1], 'end:' .. ARGV[2 + t]) or '0-0'
+  local last = redis.call('HGET', KEYS[1], 'end:' .. ARGV[3 + t]) or '0-0'
   local m, k = string.match(last, '^(%d+)-(%d+)$')
   ms[t], n[t] = math.max(clock, tonumber(m)), tonumber(k)
 end
 local answer = {'ok'}
-for r = 3 + 2 * targets, #ARGV, 4 do
+for r = 4 + 2 * targets, #ARGV, 4 do
   local t = tonumber(ARGV[r])
   n[t] = n[t] + 1
   local id = string.format('%.0f-%.0f', ms[t], n[t])
@@ -90,7 +108,7 @@ for r = 3 + 2 * targets, #ARGV, 4 do
   answer[#answer + 1] = id
 end
 for t = 1, targets do
-  redis.call('HSET', KEYS[1], 'end:' .. ARGV[2 + t], string.format('%.0f-%.0f', ms[t], n[t]))
+  redis.call('HSET', KEYS[1], 'end:' .. ARGV[3 + t], string.format('%.0f-%.0f', ms[t], n[t]))
   if not bounded[t] then redis.call('XTRIM', KEYS[2 * t], 'MAXLEN', ARGV[2]) end
 end
 return answer

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from common.background import PartStatus
-from common.events.bus import DEAD, Backoff, BusUnavailable, TopicUnknown
-from common.events.delivery import Delivery, lag_gauge
+from common.events.bus import Backoff, BusUnavailable, TopicUnknown
+from common.events.delivery import Delivery
+from common.events.place import Place
 from common.events.redis_streams import scripts
 from common.events.redis_streams.keys import lease_key
-from common.events.redis_streams.place import Place
 from common.events.worker import Worker, cut
 
 if TYPE_CHECKING:
@@ -34,20 +35,10 @@ class GroupSubscription:
     not be renewed in time is cancelled, so that two members never work on one partition at once.
     """
 
-    def __init__(
-        self,
-        bus: RedisStreamsBus,
-        delivery: Delivery,
-        *,
-        topics: Sequence[str],
-        group: str,
-        lease: float,
-    ) -> None:
-        self.name = f"{group} of {', '.join(topics)}"
+    def __init__(self, bus: RedisStreamsBus, delivery: Delivery, *, lease: float) -> None:
+        self.name = f"{delivery.group} of {', '.join(delivery.topics)}"
         self._bus = bus
         self._delivery = delivery
-        self._topics = tuple(topics)
-        self._group = group
         self._lease = lease
         self._owner = uuid4().hex
         self._parts: list[tuple[str, int]] = []
@@ -56,7 +47,6 @@ class GroupSubscription:
         self._stopping = False
         self._trouble = "not started"
         self._lag: int | None = None
-        self._lag_gauge = lag_gauge(delivery.telemetry)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -76,11 +66,16 @@ class GroupSubscription:
     def status(self) -> PartStatus:
         ended = self._task is not None and self._task.done()
         held = sum(reader.running for reader in self._readers.values())
+        stalled = self._delivery.stalled
+        if stalled:
+            detail = f"the handler of {stalled} does not return"
+        else:
+            detail = self._trouble or f"reads {held} of {len(self._parts)} partitions"
         return PartStatus(
-            ready=not (self._trouble or ended),
-            detail=self._trouble or f"reads {held} of {len(self._parts)} partitions",
+            ready=not (self._trouble or ended or stalled),
+            detail=detail,
             lag=self._lag,
-            live=not ended,
+            live=not (ended or stalled),
         )
 
     async def _run(self) -> None:
@@ -104,13 +99,8 @@ class GroupSubscription:
             await asyncio.sleep(min(pause, left) if left > 0 else pause)
 
     async def _prepare(self) -> None:
-        parts: list[tuple[str, int]] = []
-        for topic in self._topics:
-            count = await self._bus.partitions(topic)
-            await self._bus.declare(topic, count, [self._group])
-            await self._bus.declare(topic + DEAD, 1)
-            parts += [(topic, partition) for partition in range(count)]
-        self._parts = parts
+        reads = await self._delivery.prepare()
+        self._parts = [(topic, p) for topic, count in reads.items() for p in range(count)]
 
     async def _hold(self) -> None:
         """Renew the leases held and take those that are free."""
@@ -123,15 +113,7 @@ class GroupSubscription:
         self._held_until = asked + self._lease
         for part in held:
             self._read(part)
-        await self._measure()
-
-    async def _measure(self) -> None:
-        total = 0
-        for topic in self._topics:
-            lag = await self._bus.lag(topic, self._group)
-            self._lag_gauge.of(topic=topic, group=self._group).set(lag)
-            total += lag
-        self._lag = total
+        self._lag = await self._delivery.measure()
 
     def _read(self, part: tuple[str, int]) -> None:
         reader = self._readers.get(part)
@@ -141,7 +123,17 @@ class GroupSubscription:
             _logger.error("%s: %s/%d ended", self.name, *part, exc_info=reader.failure)
         worker = Worker(f"{self.name} {part[0]}/{part[1]}")
         self._readers[part] = worker
-        place = Place(self._bus, self._delivery, *part, owner=self._owner, held=self._still_held)
+        group = self._delivery.group
+        place = Place(
+            self._bus,
+            self._delivery,
+            *part,
+            stored=partial(self._bus.committed, *part, group),
+            commit=partial(
+                self._bus.commit_as, *part, group, lease=lease_key(*part, group), owner=self._owner
+            ),
+            held=self._still_held,
+        )
         worker.start(place.run(worker))
 
     def _still_held(self) -> bool:
@@ -154,4 +146,5 @@ class GroupSubscription:
         await asyncio.gather(*(reader.cut() for reader in lost))
 
     def _leases(self) -> list[str]:
-        return [lease_key(topic, partition, self._group) for topic, partition in self._parts]
+        group = self._delivery.group
+        return [lease_key(topic, partition, group) for topic, partition in self._parts]

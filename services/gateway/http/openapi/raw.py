@@ -28,6 +28,7 @@ _REJECTED = {
     "field": "timestamp",
     "message": "is older than raw events are kept",
 }
+_MAX_COST_USD = 1_000_000_000
 # What each type of event cannot do without.
 _NEEDED = {"api_call": ("model",), "mcp_tool": ("mcp_server", "tool"), "session": ("session_id",)}
 
@@ -135,7 +136,7 @@ def amend(schemas: Schemas) -> None:
     }
     event = schemas.components["usage_tracker.UsageEvent"]
     money = event["properties"]["cost_usd"]
-    money["type"] = ["number", "string", "null"]
+    money |= {"type": ["number", "string", "null"], "minimum": 0, "maximum": _MAX_COST_USD}
     event["allOf"] = [
         {
             "if": {"properties": {"event_type": {"const": kind}}, "required": ["event_type"]},

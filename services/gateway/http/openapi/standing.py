@@ -247,8 +247,9 @@ def platform_paths() -> Json:
     }
     unready = _page("What is missing.", "application/json", readiness, TRACED)
     unready["headers"] |= headers("Retry-After")
+    dead = _page("What only a new process can help.", "application/json", readiness, TRACED)
     return {
-        "/health/live": _get("get_liveness", "Whether the process runs.", alive),
+        "/health/live": _get("get_liveness", "Whether the process runs.", alive, {"503": dead}),
         "/health/ready": _get(
             "get_readiness", "Whether every part can do its work.", readiness, {"503": unready}
         ),

@@ -1,0 +1,42 @@
+"""The settings of a running platform's servers that decide what a crash may lose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+from redis.asyncio import Redis
+
+_POSTGRES = ("fsync", "synchronous_commit", "full_page_writes")
+_KAFKA = ("log.flush.interval.messages", "log.flush.interval.ms", "min.insync.replicas")
+
+
+async def durability(facts: dict[str, Any]) -> dict[str, str]:
+    """By name, as the servers themselves tell; ``facts`` are of ``run.json``."""
+    connection = await asyncpg.connect(facts["database_url"])
+    found = {name: await connection.fetchval(f"SHOW {name}") for name in _POSTGRES}
+    await connection.close()
+    if facts.get("kafka_brokers"):
+        return found | await _kafka(facts["kafka_brokers"])
+    async with Redis.from_url(facts["redis_url"]) as broker:
+        told = await broker.config_get("append*")
+    return found | {name: told[name] for name in ("appendonly", "appendfsync")}
+
+
+async def _kafka(brokers: str) -> dict[str, str]:
+    """The broker's settings; the producer's ``acks=all`` is the driver's and no setting."""
+    from aiokafka.admin import AIOKafkaAdminClient
+    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    await admin.start()
+    try:
+        node = (await admin.describe_cluster())["brokers"][0]["node_id"]
+        (answer,) = await admin.describe_configs(
+            [ConfigResource(ConfigResourceType.BROKER, str(node))]
+        )
+    finally:
+        await admin.close()
+    entries = answer.resources[0][4]
+    found = {entry[0]: entry[1] for entry in entries if entry[0] in _KAFKA}
+    return {"acks": "all"} | found

@@ -1,0 +1,253 @@
+"""Apache Kafka 4 from Maven's repository, as one node without ZooKeeper."""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import uuid4
+
+from fleet.embedded.daemon import Daemon, DidNotStart
+
+_VERSION = "4.4.0"
+_LIBS = "MINDWEAVE_KAFKA_LIBS"
+_HOST = "127.0.0.1"
+# Below the range from which systems choose ports for clients, so that none of them sits there.
+_PORTS = range(20_000, 32_000)
+
+_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>mindweave</groupId>
+  <artifactId>kafka</artifactId>
+  <version>1</version>
+  <packaging>pom</packaging>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId>
+      <artifactId>kafka_2.13</artifactId>
+      <version>{_VERSION}</version>
+      <exclusions>
+        <exclusion>
+          <groupId>org.apache.kafka</groupId>
+          <artifactId>kafka-tools-api</artifactId>
+        </exclusion>
+      </exclusions>
+    </dependency>
+    <dependency>
+      <groupId>org.apache.logging.log4j</groupId>
+      <artifactId>log4j-slf4j-impl</artifactId>
+      <version>2.25.5</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+_OPTIONS = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "num.partitions": "1",
+    "auto.create.topics.enable": "false",
+    "default.replication.factor": "1",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "1",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.num.partitions": "1",
+    "transaction.state.log.min.isr": "1",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.num.partitions": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "500",
+    "message.max.bytes": str(16 * 1024 * 1024),
+    "log.segment.bytes": str(128 * 1024 * 1024),
+    # One node has no replica that would have the records when the machine fails.
+    "log.flush.interval.messages": "1",
+    # The wait of a restart after kill -9 for the session of the broker that was there before.
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "500",
+    "num.network.threads": "2",
+    "num.io.threads": "4",
+    "background.threads": "2",
+    "num.recovery.threads.per.data.dir": "2",
+    "log.cleaner.dedupe.buffer.size": str(8 * 1024 * 1024),
+}
+
+
+class Kafka(Daemon):
+    """One broker that is its own controller, on two loopback ports that stay with the folder.
+
+    Every batch is synced to the disk before it is acknowledged (``log.flush.interval.messages``
+    1), so that what was acknowledged survives ``kill -9`` and a failure of the machine alike.
+    Production does not sync: there, ``acks=all`` means that at least two machines have it.
+
+    The program is taken from the folder that ``MINDWEAVE_KAFKA_LIBS`` names, else from
+    ``.cache/kafka`` in the current folder, where Maven puts it once.
+    """
+
+    def __init__(self, folder: Path, options: Mapping[str, str] | None = None) -> None:
+        """Args: ``options`` of the broker, beside and before those here."""
+        super().__init__("kafka", folder)
+        self._options = options or {}
+        self._configuration = folder / "server.properties"
+        self._data = folder / "data"
+        self._port = self._stored_port() or _free_ports()
+
+    @property
+    def bootstrap(self) -> str:
+        """What clients are told, ``host:port``."""
+        return f"{_HOST}:{self._port}"
+
+    @property
+    def version(self) -> str:
+        """Of the program, by the name of its jar."""
+        (jar,) = _libs().glob("kafka_2.13-*.jar")
+        return jar.stem.rpartition("-")[2]
+
+    def prepare(self) -> None:
+        """Fetch the program and format the folder, where that was not done yet.
+
+        Raises:
+            DidNotStart: Java or Maven is not there or failed.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (_is_free(self._port) and _is_free(self._port + 1)):
+            self._port = _free_ports()
+        self._configure(self._configuration, self._data)
+        if not self._data.exists():
+            self._format()
+
+    def command(self) -> list[str]:
+        return [
+            *_java(),
+            "-Xmx256m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+ExitOnOutOfMemoryError",
+            "-Dlog4j2.level=WARN",
+            "kafka.Kafka",
+            str(self._configuration),
+        ]
+
+    def answers(self) -> bool:
+        try:
+            with socket.create_connection((_HOST, self._port), timeout=1.0) as connection:
+                # ApiVersions, version 0, of a client without a name: served once it is ready.
+                connection.sendall(struct.pack(">ihhih", 10, 18, 0, 1, -1))
+                return len(connection.recv(4)) == 4
+        except OSError:
+            return False
+
+    def _stored_port(self) -> int | None:
+        try:
+            lines = self._configuration.read_text().splitlines()
+        except FileNotFoundError:
+            return None
+        address = next(line for line in lines if line.startswith("advertised.listeners="))
+        return int(address.rpartition(":")[2])
+
+    def _configure(self, file: Path, data: Path) -> None:
+        options = _OPTIONS | {
+            "controller.quorum.voters": f"1@{_HOST}:{self._port + 1}",
+            "listeners": (
+                f"PLAINTEXT://{_HOST}:{self._port},CONTROLLER://{_HOST}:{self._port + 1}"
+            ),
+            "advertised.listeners": f"PLAINTEXT://{_HOST}:{self._port}",
+            "log.dirs": str(data),
+            **self._options,
+        }
+        unfinished = file.with_suffix(".new")
+        unfinished.write_text("".join(f"{name}={value}\n" for name, value in options.items()))
+        unfinished.rename(file)
+
+    def _format(self) -> None:
+        unfinished = self._data.with_suffix(".new")
+        configuration = self.folder / "format.properties"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self._configure(configuration, unfinished)
+        cluster = base64.urlsafe_b64encode(uuid4().bytes).decode().rstrip("=")
+        # An id may begin with a dash.
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}"]
+        _run("Kafka's StorageTool", *_java(), *tool, "-c", str(configuration))
+        unfinished.rename(self._data)
+        configuration.unlink()
+
+
+def _java() -> list[str]:
+    return [_program("java"), "-XX:-UsePerfData", "-cp", f"{_libs()}/*"]
+
+
+def _libs() -> Path:
+    """The folder with Kafka's jars."""
+    named = os.environ.get(_LIBS)
+    if named:
+        return Path(named)
+    folder = Path(".cache/kafka").resolve() / _VERSION
+    if not folder.exists():
+        _download(folder)
+    return folder
+
+
+def _download(folder: Path) -> None:
+    """Let Maven copy the jars to a folder of this process, which then becomes ``folder``."""
+    maven = _program("mvn")
+    unfinished = folder.with_name(f"{_VERSION}.{os.getpid()}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    pom = unfinished / "pom.xml"
+    pom.write_text(_POM)
+    copy = ["-B", "-q", "-f", str(pom), "dependency:copy-dependencies"]
+    try:
+        _run("Maven", maven, *copy, "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}")
+        pom.unlink()
+        unfinished.rename(folder)
+    except OSError:
+        # Another process was faster.
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise DidNotStart(
+            f"The embedded Kafka needs {name}, which is not installed: "
+            "install Java 17 or newer and Maven, set KAFKA_BROKERS, "
+            "or do without: --broker redis-streams (make up BROKER=redis-streams)."
+        )
+    return found
+
+
+def _run(what: str, *command: str) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = f"{done.stdout}{done.stderr}".strip().splitlines()
+        raise DidNotStart(f"{what} failed:\n" + "\n".join(lines[-10:]))
+
+
+def _free_ports() -> int:
+    """The first of two neighbouring ports that nothing listens on now."""
+    for _ in range(1000):
+        port = secrets.choice(_PORTS)
+        if _is_free(port) and _is_free(port + 1):
+            return port
+    raise DidNotStart(f"no two free ports between {_PORTS.start} and {_PORTS.stop}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True

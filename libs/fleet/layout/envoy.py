@@ -1,0 +1,293 @@
+"""Envoy in front: which path belongs to whom, with the limits of the kit's own server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from common.errors import (
+    DeadlineExceeded,
+    MindWeaveError,
+    NotFound,
+    PayloadTooLarge,
+    Unavailable,
+)
+from common.http.edge import REQUEST_SECONDS
+from common.http.problems import (
+    PROBLEM_TYPE,
+    HeadersTooLarge,
+    MalformedRequest,
+    RequestTimeout,
+    problem,
+)
+from common.http.protocol import HEADER_BYTES, HEADER_FIELDS, HEADER_SECONDS
+from common.rpc.contract import Operation
+from common.settings import parse_address
+
+GATEWAY = "gateway"
+READY = "/health/ready"
+# A process tells for longer than this that it drains, before it closes.
+HEALTH_SECONDS = 0.5
+_IDLE_SECONDS = 75.0
+# Less than the servers' own 75 s, so that no request meets a connection that they close.
+_UPSTREAM_IDLE_SECONDS = 30.0
+_CONNECT_SECONDS = 1.0
+# After the servers' own answer, which says more.
+_ANSWER_SECONDS = REQUEST_SECONDS + 5
+_CONNECTIONS = 16_384
+_UPSTREAM_CONNECTIONS = 1_024
+_WAITING = 4_096
+_BUFFER_BYTES = 256 * 1024
+
+_HTTP = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
+_ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+_UPSTREAM = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_DOWNSTREAM_LIMIT = "envoy.resource_monitors.global_downstream_max_connections"
+_LIMIT_TYPE = (
+    "type.googleapis.com/envoy.extensions.resource_monitors"
+    ".downstream_connections.v3.DownstreamConnectionsConfig"
+)
+
+# What Envoy itself may answer, by its status.
+_ANSWERS: Mapping[int, type[MindWeaveError]] = {
+    400: MalformedRequest,
+    404: NotFound,
+    408: RequestTimeout,
+    413: PayloadTooLarge,
+    426: MalformedRequest,
+    431: HeadersTooLarge,
+    501: MalformedRequest,
+    502: Unavailable,
+    503: Unavailable,
+    504: DeadlineExceeded,
+}
+
+
+class SharedPrefix(Exception):
+    """Paths of two services begin alike, so that no prefix tells whose they are."""
+
+
+def fronts(operations: Iterable[Operation]) -> dict[str, str]:
+    """The services that answer REST themselves, by the prefix of their paths; "/" is the gateway's.
+
+    Raises:
+        SharedPrefix: a prefix is not one service's alone.
+    """
+    owners: dict[str, set[str]] = {}
+    for operation in operations:
+        if operation.route is not None:
+            prefix = f"/{operation.route.template.split('/')[1]}/"
+            owner = operation.service if operation.raw else GATEWAY
+            owners.setdefault(prefix, set()).add(owner)
+    shared = {prefix: sorted(names) for prefix, names in owners.items() if len(names) > 1}
+    if shared:
+        raise SharedPrefix(f"paths that begin alike belong to several services: {shared}")
+    found = {prefix: names.pop() for prefix, names in owners.items()}
+    return {prefix: name for prefix, name in found.items() if name != GATEWAY} | {"/": GATEWAY}
+
+
+def configuration(
+    listen: str,
+    prefixes: Mapping[str, str],
+    ports: Mapping[str, Sequence[int]],
+    *,
+    behind_proxy: bool = False,
+) -> dict[str, Any]:
+    """Envoy's bootstrap.
+
+    Args:
+        listen: "host:port" of the public address.
+        prefixes: the service of each prefix, as ``fronts`` says.
+        ports: of each of these services' processes.
+        behind_proxy: believe the X-Forwarded-For of whoever connects, and add to it.
+    """
+    host, port = parse_address(listen)
+    return {
+        "static_resources": {
+            "listeners": [
+                {
+                    "name": "public",
+                    "address": _address(host, port),
+                    # Another process on the same port is an error, not a share of its calls.
+                    "enable_reuse_port": False,
+                    "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
+                    "filter_chains": [{"filters": [_connections(prefixes, behind_proxy)]}],
+                }
+            ],
+            "clusters": [_cluster(name, ports[name]) for name in sorted(set(prefixes.values()))],
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": _DOWNSTREAM_LIMIT,
+                    "typed_config": {
+                        "@type": _LIMIT_TYPE,
+                        "max_active_downstream_connections": _CONNECTIONS,
+                    },
+                }
+            ]
+        },
+    }
+
+
+def _connections(prefixes: Mapping[str, str], behind_proxy: bool) -> dict[str, Any]:
+    return {
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": {
+            "@type": f"{_HTTP}.HttpConnectionManager",
+            "stat_prefix": "public",
+            "codec_type": "HTTP1",
+            "server_header_transformation": "PASS_THROUGH",
+            "use_remote_address": True,
+            "skip_xff_append": not behind_proxy,
+            "generate_request_id": True,
+            "max_request_headers_kb": math.ceil(HEADER_BYTES / 1024),
+            "request_headers_timeout": _seconds(HEADER_SECONDS),
+            "request_timeout": _seconds(_ANSWER_SECONDS),
+            "stream_idle_timeout": _seconds(_ANSWER_SECONDS),
+            "common_http_protocol_options": {
+                "idle_timeout": _seconds(_IDLE_SECONDS),
+                "max_headers_count": HEADER_FIELDS,
+            },
+            "local_reply_config": {"mappers": [_mapper(*item) for item in _ANSWERS.items()]},
+            "route_config": {
+                "name": "public",
+                "virtual_hosts": [
+                    {
+                        "name": "public",
+                        "domains": ["*"],
+                        "request_headers_to_add": [] if behind_proxy else [_sender()],
+                        "routes": [
+                            _route(prefix, prefixes[prefix])
+                            for prefix in sorted(prefixes, key=len, reverse=True)
+                        ],
+                    }
+                ],
+            },
+            "http_filters": [
+                {
+                    "name": "envoy.filters.http.router",
+                    "typed_config": {"@type": _ROUTER, "suppress_envoy_headers": True},
+                }
+            ],
+        },
+    }
+
+
+def _sender() -> dict[str, Any]:
+    """Who connected, in place of what the client says of itself."""
+    return {
+        "header": {
+            "key": "x-forwarded-for",
+            "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+        },
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+
+
+def _route(prefix: str, service: str) -> dict[str, Any]:
+    return {
+        "match": {"prefix": prefix},
+        "route": {"cluster": service, "timeout": _seconds(_ANSWER_SECONDS)},
+    }
+
+
+def _mapper(status: int, kind: type[MindWeaveError]) -> dict[str, Any]:
+    """How Envoy tells of a status: as the kit tells of its own errors."""
+    error = kind()
+    answer = problem(error, instance="", correlation_id="")
+    headers = {
+        name: value
+        for name, value in answer.headers.items()
+        if name not in ("content-length", "content-type")
+    }
+    headers |= {
+        "cache-control": "no-store",
+        "content-security-policy": "default-src 'none'",
+        "x-content-type-options": "nosniff",
+        "x-correlation-id": "%STREAM_ID%",
+    }
+    return {
+        "filter": {
+            "status_code_filter": {
+                "comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": "-"}}
+            }
+        },
+        "status_code": error.status,
+        "headers_to_add": [
+            {
+                "header": {"key": name, "value": value},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+            for name, value in headers.items()
+        ],
+        "body_format_override": {
+            "content_type": PROBLEM_TYPE,
+            "json_format": {
+                "type": f"urn:mindweave:problem:{error.code}",
+                "title": error.title,
+                "status": error.status,
+                "detail": error.detail,
+                "instance": "%PATH(NQ)%",
+                "code": error.code,
+                "errors": [],
+                "correlation_id": "%STREAM_ID%",
+            },
+        },
+    }
+
+
+def _cluster(name: str, ports: Sequence[int]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": _seconds(_CONNECT_SECONDS),
+        "lb_policy": "LEAST_REQUEST",
+        # Where none is ready all are asked: each says itself what it lacks.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": _UPSTREAM_CONNECTIONS,
+                    "max_pending_requests": _WAITING,
+                    "max_requests": _WAITING,
+                }
+            ]
+        },
+        "health_checks": [
+            {
+                "timeout": _seconds(2 * HEALTH_SECONDS),
+                "interval": _seconds(HEALTH_SECONDS),
+                "no_traffic_interval": _seconds(HEALTH_SECONDS),
+                "unhealthy_threshold": 1,
+                "healthy_threshold": 1,
+                "http_health_check": {"path": READY},
+            }
+        ],
+        "typed_extension_protocol_options": {
+            _UPSTREAM: {
+                "@type": f"type.googleapis.com/{_UPSTREAM}",
+                "common_http_protocol_options": {"idle_timeout": _seconds(_UPSTREAM_IDLE_SECONDS)},
+                "explicit_http_config": {"http_protocol_options": {}},
+            }
+        },
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [
+                {
+                    "lb_endpoints": [
+                        {"endpoint": {"address": _address("127.0.0.1", port)}} for port in ports
+                    ]
+                }
+            ],
+        },
+    }
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _seconds(number: float) -> str:
+    return f"{number:g}s"

@@ -1,0 +1,168 @@
+"""Which processes there are, and where each listens."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from common.background import BOTH, Role
+from common.settings import SettingsError
+from fleet.services import SERVICES, UnknownRole, parse_name
+
+HOST = "127.0.0.1"
+# Below the range from which systems choose ports for clients, so that none of them sits there.
+_PORTS = range(20_000, 32_000)
+
+Kind = tuple[str, Role | None]
+
+# How many processes of each service and role; without a role they have both.
+DEFAULT: Mapping[Kind, int] = {
+    ("auth", None): 1,
+    ("account", None): 1,
+    ("team", None): 1,
+    ("project", None): 1,
+    ("usage_tracker", Role.SERVE): 2,
+    ("usage_tracker", Role.WORK): 2,
+    ("analytics", None): 1,
+    ("gateway", None): 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of a service; its ports are of the loopback interface.
+
+    ``role`` is None where it has both; ``http`` is None where it answers no REST.
+    """
+
+    name: str
+    service: str
+    role: Role | None
+    rpc: int
+    metrics: int
+    http: int | None
+
+    @property
+    def argument(self) -> str:
+        """What ``mindweave`` runs it by."""
+        return self.service if self.role is None else f"{self.service}:{self.role}"
+
+    @property
+    def serves(self) -> bool:
+        return self.role is not Role.WORK
+
+    @property
+    def rpc_address(self) -> str:
+        return f"{HOST}:{self.rpc}"
+
+    @property
+    def metrics_address(self) -> str:
+        return f"{HOST}:{self.metrics}"
+
+    def facts(self) -> dict[str, Any]:
+        """What ``run.json`` says of it."""
+        return {
+            "name": self.name,
+            "service": self.service,
+            "role": self.role or "",
+            "rpc": self.rpc_address,
+            "http": "" if self.http is None else f"{HOST}:{self.http}",
+            "metrics": self.metrics_address,
+        }
+
+
+def scaled(options: Sequence[str]) -> dict[Kind, int]:
+    """The default counts, changed by NAME[:ROLE]=N.
+
+    A count for a service alone replaces all that the default says of it.
+
+    Raises:
+        SettingsError: an option is not of that shape, or part of a service would run nowhere.
+    """
+    counts = dict(DEFAULT)
+    for option in options:
+        name, role, count = _read(option)
+        if role is None:
+            counts = {kind: n for kind, n in counts.items() if kind[0] != name}
+        counts[name, role] = count
+    for name in SERVICES:
+        running: set[Role] = set()
+        for (service, role), count in counts.items():
+            if service == name and count:
+                running |= BOTH if role is None else {role}
+        if running != BOTH:
+            lacking = ", ".join(sorted(BOTH - running))
+            raise SettingsError(f"--scale: no process of {name} would {lacking}")
+    return counts
+
+
+def _read(option: str) -> tuple[str, Role | None, int]:
+    text, _, count = option.partition("=")
+    try:
+        name, roles = parse_name(text)
+    except UnknownRole as error:
+        raise SettingsError(f"--scale: {error}") from None
+    if name not in SERVICES or not count.isdecimal():
+        raise SettingsError(f"--scale: {option} is not NAME[:ROLE]=N")
+    return name, next(iter(roles)) if len(roles) == 1 else None, int(count)
+
+
+def placed(counts: Mapping[Kind, int], fronts: Set[str], ports: Iterator[int]) -> list[Process]:
+    """A process for each that is counted.
+
+    Args:
+        counts: how many of each kind.
+        fronts: the services that answer REST themselves.
+        ports: free ones.
+    """
+    found = []
+    for (service, role), count in counts.items():
+        for number in range(1, count + 1):
+            name = f"{service}-{number}" if role is None else f"{service}-{role}-{number}"
+            http = service in fronts and role is not Role.WORK
+            found.append(
+                Process(
+                    name,
+                    service,
+                    role,
+                    rpc=next(ports),
+                    metrics=next(ports),
+                    http=next(ports) if http else None,
+                )
+            )
+    return found
+
+
+def rpc_addresses(processes: Sequence[Process]) -> dict[str, str]:
+    """Where each service is called, as the setting ``addresses`` says it."""
+    found: dict[str, list[str]] = {}
+    for process in processes:
+        if process.serves:
+            found.setdefault(process.service, []).append(process.rpc_address)
+    return {service: ",".join(addresses) for service, addresses in found.items()}
+
+
+def free_ports() -> Iterator[int]:
+    """Ports of the loopback interface that nothing listens on now, each once.
+
+    Raises:
+        OSError: there are no more.
+    """
+    first = secrets.randbelow(len(_PORTS))
+    for port in (*_PORTS[first:], *_PORTS[:first]):
+        if _is_free(port):
+            yield port
+    raise OSError(f"no free port between {_PORTS.start} and {_PORTS.stop}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True

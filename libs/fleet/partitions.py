@@ -1,0 +1,84 @@
+"""``mindweave partitions N``: another number of partitions for ``usage.events``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from common.clock import SystemClock
+from common.database import Database
+from common.events.drivers import bus_for
+from common.identity.sealing import Sealer
+from common.settings import PREFIX, Settings, load_settings, sealing_key
+from common.telemetry import Metrics, Telemetry, Tracing, configure_logs
+from fleet.embedded.folder import read_run
+from fleet.status import NotRunning
+from services.usage_tracker.actions.repartitioning import Repartition
+from services.usage_tracker.store import LayoutStore
+
+_SERVICE = "usage_tracker"
+
+
+def change_partitions(wanted: int, data: Path, tell: Callable[[str], None]) -> None:
+    """Change it on the platform that the settings name, or that runs in the data folder.
+
+    Args:
+        wanted: how many there are to be.
+        data: the folder of a platform.
+        tell: is told what is done, and what is waited for.
+
+    Raises:
+        NotRunning: no servers are named, and no platform runs there.
+        Conflict: another change is under way.
+        Unavailable: the database or the broker is; run it again.
+        SettingsError: a setting is wrong.
+    """
+    configure_logs("warning")
+    asyncio.run(_change(wanted, _settings(data), tell))
+
+
+async def _change(wanted: int, settings: Settings, tell: Callable[[str], None]) -> None:
+    tracing = Tracing(None, version=version("mindweave"))
+    telemetry = Telemetry(_SERVICE, metrics=Metrics(CollectorRegistry()), tracing=tracing)
+    clock = SystemClock()
+    async with AsyncExitStack() as closing:
+        bus = bus_for(settings, telemetry=telemetry)
+        closing.push_async_callback(bus.stop)
+        await bus.start()
+        db = await Database.open(
+            settings.runtime_dsn(_SERVICE),
+            name=_SERVICE,
+            size=2,
+            clock=clock,
+            sealer=Sealer(sealing_key(settings, _SERVICE)),
+            telemetry=telemetry,
+        )
+        closing.push_async_callback(db.close)
+        skew = timedelta(milliseconds=settings.clock_skew_ms)
+        await Repartition(LayoutStore(db), bus, clock, skew=skew, tell=tell).run(wanted)
+
+
+def _settings(data: Path) -> Settings:
+    run = read_run(data) or {}
+    given: dict[str, Any] = {}
+    if not {f"{PREFIX}SECRET", f"{PREFIX}CONFIG"} & os.environ.keys():
+        if not run:
+            raise NotRunning(f"No platform runs in {data}, and {PREFIX}SECRET is not set.")
+        given["secret"] = (data / "secret").read_text().strip()
+    settings = load_settings(**given)
+    names = ("database_url", "kafka_brokers", "redis_url")
+    found = {n: run[n] for n in names if run.get(n) and getattr(settings, n) is None}
+    settings = settings.model_copy(update=found)
+    if settings.database_url is None and _SERVICE not in settings.database_urls:
+        raise NotRunning(f"No platform runs in {data}, and DATABASE_URL is not set.")
+    if settings.kafka_brokers is None and settings.redis_url is None:
+        raise NotRunning(f"No platform runs in {data}, and no broker's address is set.")
+    return settings

@@ -1,0 +1,36 @@
+"""A host in this process, from its start to the signal that ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+
+
+def ending_signal() -> asyncio.Event:
+    """Set when this process is asked to end (SIGTERM, SIGINT)."""
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    return ending
+
+
+async def until_asked_to_end(starting: Awaitable[None], ready: Callable[[], None]) -> None:
+    """Start, tell that it is ready, and stay until this process is asked to end.
+
+    Where it is asked before, the start is cancelled.
+    """
+    ending = ending_signal()
+    started = asyncio.ensure_future(starting)
+    asked = asyncio.create_task(ending.wait())
+    try:
+        await asyncio.wait({started, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if started.done():
+            started.result()
+            ready()
+            await asked
+    finally:
+        for task in (started, asked):
+            task.cancel()
+        await asyncio.gather(started, asked, return_exceptions=True)

@@ -1,0 +1,6 @@
+"""All SQL of analytics. Every query is bound to one organization and so to one ``part``."""
+
+from services.analytics.store.asking import Query, Result, Row
+from services.analytics.store.windows import Appended, RollupStore
+
+__all__ = ["Appended", "Query", "Result", "RollupStore", "Row"]

@@ -1,0 +1,143 @@
+"""What this process knows of the layout, and how long it may rely on that."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from time import monotonic
+
+from common.background import PartStatus
+from common.errors import MindWeaveError, Unavailable
+from common.events.bus import Bus
+from common.periodic import Periodic
+from services.usage_tracker.domain.layout import STANDS, Layout, State
+from services.usage_tracker.domain.records import EVENTS_TOPIC
+from services.usage_tracker.store import LayoutStore
+
+_EVERY = timedelta(seconds=1)
+
+_logger = logging.getLogger(__name__)
+
+
+class Repartitioning(Unavailable):
+    """The number of partitions is being changed; a repeat is safe."""
+
+    code = "repartitioning"
+
+    def __init__(self) -> None:
+        super().__init__("The number of partitions is being changed.", retry_after=2)
+
+
+class RestartNeeded(Unavailable):
+    """The number of partitions was changed, and this process was told another one."""
+
+    code = "restart_needed"
+
+    def __init__(self, partitions: int) -> None:
+        super().__init__(
+            f"{EVENTS_TOPIC} has {partitions} partitions now: restart this process"
+            f" with MINDWEAVE_PARTITIONS={partitions}, or without.",
+            retry_after=10,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A layout as it was at a time (monotonic) or later."""
+
+    layout: Layout
+    at: float
+
+
+class Layouts:
+    """Reads the layout every second; what was read stands for ``STANDS`` seconds.
+
+    Whoever takes events in asks for the layout before they are published, and again before they
+    are acknowledged. A change begins with waiting for as long as that stands. So what was
+    acknowledged was in the old topic before it was looked at whether that is drained, however long
+    a process stood still in between; what such a process publishes late is never acknowledged.
+
+    Args:
+        store: where the layout is.
+        bus: whose topic says how many partitions there are, where no layout was written yet.
+        configured: how many there must be; None takes them as they are.
+        stands: see above.
+    """
+
+    name = "layout"
+
+    def __init__(
+        self, store: LayoutStore, bus: Bus, configured: int | None, *, stands: float = STANDS
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._configured = configured
+        self._stands = stands
+        self._known: _Known | None = None
+        self._polling = Periodic(self.name, self._poll, every=_EVERY)
+
+    async def start(self) -> None:
+        await self._polling.start()
+
+    async def stop(self) -> None:
+        await self._polling.stop()
+
+    def status(self) -> PartStatus:
+        try:
+            self.open()
+        except Repartitioning as error:
+            return PartStatus(ready=True, detail=str(error))
+        except Unavailable as error:
+            return PartStatus(ready=False, detail=str(error))
+        return PartStatus(ready=True)
+
+    async def read(self) -> Layout:
+        """The layout as it is; where there is none, it is written.
+
+        Raises:
+            Unavailable: the database or the broker is.
+        """
+        asked = monotonic()
+        found = await self._store.read()
+        if found is None:
+            found = await self._store.begin(await self._bus.partitions(EVENTS_TOPIC))
+        if self._known is None or asked > self._known.at:
+            self._known = _Known(found, asked)
+        return found
+
+    def open(self) -> Layout:
+        """The layout by which events may be taken in now.
+
+        Raises:
+            Repartitioning: it is being changed.
+            RestartNeeded: it is not what this process was told.
+            Unavailable: it is not known.
+        """
+        known = self._known
+        if known is None or monotonic() - known.at >= self._stands:
+            raise Unavailable(
+                "The ledger cannot be asked where events go.",
+                code="database_unavailable",
+                retry_after=1,
+            )
+        if known.layout.state is not State.OPEN:
+            raise Repartitioning
+        if self._configured not in (None, known.layout.partitions):
+            raise RestartNeeded(known.layout.partitions)
+        return known.layout
+
+    def confirm(self, layout: Layout) -> None:
+        """Whether what was published by this layout may be acknowledged.
+
+        Raises:
+            Unavailable: it may not; what was published does no harm where it is.
+        """
+        if self.open().generation != layout.generation:
+            raise Repartitioning
+
+    async def _poll(self) -> None:
+        try:
+            await self.read()
+        except MindWeaveError as error:
+            _logger.warning("the layout cannot be read: %s", error)

@@ -1,0 +1,227 @@
+"""The layout, and what a change of it touches: places, owners, and the part of each row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import asyncpg
+
+from common.database import Connection, Database
+from services.usage_tracker.domain.layout import Layout, State
+from services.usage_tracker.domain.records import EVENTS_TOPIC, events_partition
+from services.usage_tracker.store.ledger import EVENTS, FORGETTING, IDS
+from services.usage_tracker.store.walks import Walk
+
+# Owns the partitions while the layout is changed, and those that there are no more.
+_NOBODY = "repartitioning"
+_LAYOUT = "partitions, generation, state, wanted"
+_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('mindweave.repartitioning', 0))"
+# Blocks of one step: some tens of thousands of identities.
+_REHASHING = Walk("rehash", 256)
+
+
+class LayoutStore:
+    """Times are the database's own."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def only_changer(self) -> Connection | None:
+        """A connection that keeps others from changing it while open; None where one does that."""
+        connection = await self._db.connect()
+        if await connection.fetchval(_LOCK):
+            return connection
+        await connection.close()
+        return None
+
+    async def read(self) -> Layout | None:
+        """The layout; None where it was never written."""
+        async with self._db.session() as connection:
+            row = await connection.fetchrow(f"SELECT {_LAYOUT} FROM layout")
+        return None if row is None else _layout(row)
+
+    async def begin(self, partitions: int) -> Layout:
+        """As ``read``; written with so many partitions where it never was."""
+        async with self._db.session() as connection:
+            (row,) = await connection.fetch(
+                f"""
+                INSERT INTO layout (partitions) VALUES ($1)
+                ON CONFLICT (one) DO UPDATE SET one = true RETURNING {_LAYOUT}
+                """,
+                partitions,
+            )
+        return _layout(row)
+
+    async def drain(self, wanted: int) -> None:
+        """Let no more events in, for a change to so many partitions."""
+        async with self._db.session() as connection:
+            await connection.execute(
+                """
+                UPDATE layout SET state = 'draining', wanted = $1
+                WHERE state = 'open'
+                """,
+                wanted,
+            )
+
+    async def call_off(self) -> None:
+        """Let events in again, as before."""
+        async with self._db.session() as connection:
+            await connection.execute(
+                """
+                UPDATE layout SET state = 'open', wanted = NULL
+                WHERE state = 'draining'
+                """
+            )
+
+    async def places(self, partitions: int) -> Mapping[int, str | None]:
+        """The token of the last record applied, by partition; None before the first."""
+        async with self._db.session() as connection:
+            rows = await connection.fetch(
+                "SELECT part, token FROM offsets WHERE topic = $1 AND part < $2",
+                EVENTS_TOPIC,
+                partitions,
+            )
+        return dict.fromkeys(range(partitions)) | {row["part"]: row["token"] for row in rows}
+
+    async def unsent(self) -> int:
+        """Deltas of all parts that were not sent on."""
+        async with self._db.session() as connection:
+            return await _unsent(connection)
+
+    async def fence(self, partitions: int) -> bool:
+        """Take all partitions, of so many before or after; nobody commits to them any more.
+
+        From here the change has to be finished. False, with nothing changed, where a batch that
+        was under way has added deltas, which its owner still has to send on.
+        """
+        async with self._db.session() as connection, connection.transaction():
+            await connection.execute(
+                """
+                INSERT INTO offsets (topic, part)
+                SELECT $1, part FROM generate_series(0, $2 - 1) AS part ON CONFLICT DO NOTHING
+                """,
+                EVENTS_TOPIC,
+                partitions,
+            )
+            rows = await connection.fetch(
+                "SELECT owner, lease_until FROM offsets WHERE topic = $1 ORDER BY part FOR UPDATE",
+                EVENTS_TOPIC,
+            )
+            if await _unsent(connection):
+                return False
+            leases = [r["lease_until"] for r in rows if r["lease_until"] and r["owner"] != _NOBODY]
+            await connection.execute(
+                """
+                UPDATE offsets SET epoch = epoch + 1, owner = $2, lease_until = 'infinity'
+                WHERE topic = $1
+                """,
+                EVENTS_TOPIC,
+                _NOBODY,
+            )
+            await connection.execute(
+                "UPDATE layout SET state = 'rehashing', fenced_until = $1",
+                max(leases, default=None),
+            )
+            await _REHASHING.begin(connection, [EVENTS, IDS])
+            return True
+
+    async def seconds_of_leases(self) -> float:
+        """Until even one that does not know it yet has seen that it lost its partitions."""
+        async with self._db.session() as connection:
+            seconds: float = await connection.fetchval(
+                """
+                SELECT coalesce(extract(epoch FROM fenced_until - clock_timestamp()), 0)::float8
+                FROM layout
+                """
+            )
+        return max(0.0, seconds)
+
+    async def forget_places(self, births: Sequence[str]) -> None:
+        """Begin with the first record of partitions with these births, and no other ones."""
+        async with self._db.session() as connection:
+            await connection.execute(
+                """
+                UPDATE offsets AS o SET token = NULL, epoch = epoch + 1, updated_at = now(),
+                    birth = (SELECT b.birth FROM unnest($2::text[]) WITH ORDINALITY AS b (birth, n)
+                             WHERE b.n = o.part + 1)
+                WHERE topic = $1
+                """,
+                EVENTS_TOPIC,
+                list(births),
+            )
+
+    async def rehash_some(self, partitions: int) -> int:
+        """Move the rows of one range to their parts; returns the blocks that are left."""
+        try:
+            async with self._db.session() as connection, connection.transaction():
+                place = await _REHASHING.next(connection)
+                if place is None:
+                    return 0
+                rows = await connection.fetch(
+                    f"""
+                    SELECT ctid, part, org_id, event_id FROM {place.relation}
+                    WHERE ctid >= $1 AND ctid < $2
+                    """,
+                    place.start,
+                    place.end,
+                )
+                moved = await asyncio.to_thread(_moved, rows, partitions)
+                await connection.execute(
+                    f"""
+                    UPDATE {place.relation} AS r SET part = moved.part
+                    FROM unnest($1::tid[], $2::smallint[]) AS moved (place, part)
+                    WHERE r.ctid = moved.place
+                    """,
+                    list(moved),
+                    list(moved.values()),
+                )
+                return await _REHASHING.left(connection)
+        except asyncpg.UndefinedTableError:
+            # Its day has been dropped meanwhile; the next step sees that.
+            return 1
+
+    async def open(self, partitions: int) -> None:
+        """Let the partitions be taken and events in; the change is done."""
+        async with self._db.session() as connection, connection.transaction():
+            await connection.execute(
+                """
+                UPDATE layout SET partitions = $1, generation = generation + 1, state = 'open',
+                    wanted = NULL, fenced_until = NULL
+                WHERE state = 'rehashing' AND wanted = $1
+                """,
+                partitions,
+            )
+            await connection.execute(
+                "UPDATE offsets SET lease_until = now() WHERE topic = $1 AND part < $2",
+                EVENTS_TOPIC,
+                partitions,
+            )
+            await _REHASHING.forget(connection)
+            # Rows are not where they were: this walk begins anew.
+            await FORGETTING.forget(connection)
+            await connection.execute("UPDATE deleted_orgs SET walking = false WHERE walking")
+
+
+def _layout(row: asyncpg.Record) -> Layout:
+    return Layout(row["partitions"], row["generation"], State(row["state"]), row["wanted"])
+
+
+async def _unsent(connection: Connection) -> int:
+    unsent: int = await connection.fetchval(
+        """
+        SELECT coalesce(sum(p.last_seq - coalesce(r.seq, 0)), 0)::bigint
+        FROM parts AS p LEFT JOIN relays AS r USING (part)
+        """
+    )
+    return unsent
+
+
+def _moved(rows: Sequence[asyncpg.Record], partitions: int) -> dict[tuple[int, int], int]:
+    """The new part by the place of each row that has another one now."""
+    found = {}
+    for row in rows:
+        part = events_partition(row["org_id"].bytes, row["event_id"].bytes, partitions)
+        if part != row["part"]:
+            found[row["ctid"]] = part
+    return found

@@ -1,0 +1,312 @@
+"""What usage comes to: raw events, identities, deltas of windows, and how far they were sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import numpy as np
+from asyncpg.pgproto import pgproto
+from numpy.typing import NDArray
+
+from common.database import Change, Connection, Database
+from common.database.copying import EPOCH_US, copy_rows, read_rows
+from common.timeseries import drop_partitions, ensure_partitions
+from services.usage_tracker.domain.columns import ID_BYTES, Batch, Integers, identity_hashes
+from services.usage_tracker.domain.identities import Hashes, Identities
+from services.usage_tracker.domain.judging import microseconds, moment
+from services.usage_tracker.domain.pricing import DAY_US
+from services.usage_tracker.domain.settling import First, Identity, Settled
+from services.usage_tracker.domain.windows import SUMS
+from services.usage_tracker.store.rows import (
+    DELTA_COLUMNS,
+    EVENT_COLUMNS,
+    ID_COLUMNS,
+    IDS_OF_DELTA,
+    SKETCH,
+    TEXTS_OF_DELTA,
+    delta_rows,
+    event_rows,
+    id_rows,
+)
+from services.usage_tracker.store.walks import Walk
+
+EVENTS = "events"
+IDS = "event_ids"
+# Blocks of one step, which one statement reads in tens of milliseconds.
+FORGETTING = Walk("forget", 2048)
+
+_IDENTITY = np.dtype(
+    [
+        *(("org_id_length", ">i4"), ("org_id", "V16"), ("event_id_length", ">i4")),
+        *(("event_id", "V16"), ("received_at_length", ">i4"), ("received_at", ">i8")),
+    ]
+)
+
+
+class UsageStore:
+    """Raw events, identities and deltas of windows, each row with the part of its only writer."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._ready_days: frozenset[date] = frozenset()
+
+    async def first_acceptances(
+        self,
+        connection: Connection,
+        part: int,
+        batch: Batch,
+        asked: Sequence[int],
+        since: datetime,
+    ) -> dict[Identity, First]:
+        """The latest acceptance, not before ``since``, of those asked for that were accepted."""
+        orgs = [batch.coded["org_id"].at(index) for index in asked]
+        events = [batch.ids["event_id"][index].tobytes() for index in asked]
+        # So many probes look costly enough to the planner to compile them anew for each batch.
+        await connection.execute("SET LOCAL jit = off")
+        rows = await connection.fetch(
+            """
+            SELECT wanted.n, known.digest, known.received_at
+            FROM unnest($2::uuid[], $3::uuid[]) WITH ORDINALITY AS wanted (org_id, event_id, n)
+            CROSS JOIN LATERAL (
+                SELECT i.digest, i.received_at FROM event_ids AS i
+                WHERE i.part = $1 AND i.org_id = wanted.org_id AND i.event_id = wanted.event_id
+                    AND i.received_at >= $4
+                ORDER BY i.received_at DESC LIMIT 1
+            ) AS known
+            """,
+            part,
+            list(map(pgproto.UUID, orgs)),
+            list(map(pgproto.UUID, events)),
+            since,
+        )
+        return {
+            (orgs[row["n"] - 1], events[row["n"] - 1]): First(
+                row["digest"], microseconds(row["received_at"])
+            )
+            for row in rows
+        }
+
+    async def identities(self, part: int) -> Identities:
+        """All identities of a part that are committed; the caller is its only writer."""
+        hashes: list[Hashes] = [np.zeros(0, np.uint64)]
+        received_at: list[Integers] = [np.zeros(0, np.int64)]
+
+        async def take(rows: NDArray[np.void]) -> None:
+            hashes.append(await asyncio.to_thread(_hashes, rows))
+            received_at.append(rows["received_at"].astype(np.int64) + EPOCH_US)
+
+        async with self._db.session() as connection:
+            await read_rows(
+                connection,
+                "SELECT org_id, event_id, received_at FROM event_ids WHERE part = $1",
+                part,
+                row=_IDENTITY,
+                take=take,
+            )
+        found = Identities()
+        await asyncio.to_thread(found.add, np.concatenate(hashes), np.concatenate(received_at))
+        return found
+
+    async def append(self, connection: Connection, part: int, settled: Settled) -> None:
+        """Append a settled batch in the caller's transaction; the part's writer is the caller."""
+        ids, events = await asyncio.to_thread(_id_and_event_rows, part, settled)
+        days = _days(settled.accepted.numbers["received_at"]) - self._ready_days
+        for table in (EVENTS, IDS):
+            await ensure_partitions(connection, table, days)
+        await copy_rows(connection, IDS, ID_COLUMNS, ids)
+        await copy_rows(connection, EVENTS, EVENT_COLUMNS, events)
+        last: int = await connection.fetchval(
+            """
+            INSERT INTO parts AS p (part, last_seq, duplicates, conflicts) VALUES ($1, $2, $3, $4)
+            ON CONFLICT (part) DO UPDATE SET last_seq = p.last_seq + excluded.last_seq,
+                duplicates = p.duplicates + excluded.duplicates,
+                conflicts = p.conflicts + excluded.conflicts
+            RETURNING last_seq
+            """,
+            part,
+            len(settled.deltas),
+            settled.duplicates,
+            settled.conflict_count,
+        )
+        deltas = await asyncio.to_thread(
+            delta_rows, part, last - len(settled.deltas), settled.deltas
+        )
+        await copy_rows(connection, "deltas", DELTA_COLUMNS, deltas)
+
+    async def repeats(self) -> dict[str, int]:
+        """Events that came again, by what they were: ``duplicate`` or ``conflict``."""
+        async with self._db.session() as connection:
+            row = await connection.fetchrow(
+                """
+                SELECT coalesce(sum(duplicates), 0)::bigint AS duplicate,
+                       coalesce(sum(conflicts), 0)::bigint AS conflict
+                FROM parts
+                """
+            )
+        return dict(row or {})
+
+    async def unsent(self, part: int, limit: int) -> dict[str, list[Any]] | None:
+        """The next deltas to send on, as columns of ``usage.windows``; None where there is none."""
+        ids = ", ".join(f"uuid_send({name}) AS {name}" for name in ("org_id", *IDS_OF_DELTA))
+        others = ", ".join((*TEXTS_OF_DELTA, *SUMS, *SKETCH, "reason"))
+        async with self._db.session() as connection:
+            rows = await connection.fetch(
+                f"""
+                SELECT seq, {ids}, extract(epoch FROM start)::bigint / 60 AS minute, {others}
+                FROM deltas
+                WHERE part = $1
+                    AND seq > coalesce((SELECT seq FROM relays WHERE part = $1), 0)
+                ORDER BY seq LIMIT $2
+                """,
+                part,
+                limit,
+            )
+        if not rows:
+            return None
+        return dict(zip(rows[0].keys(), map(list, zip(*rows, strict=True)), strict=True))
+
+    async def sent(self, part: int, seq: int) -> None:
+        """Note that the deltas up to a number were sent on."""
+        async with self._db.session() as connection:
+            await connection.execute(
+                """
+                INSERT INTO relays AS r (part, seq) VALUES ($1, $2)
+                ON CONFLICT (part) DO UPDATE SET seq = greatest(r.seq, excluded.seq)
+                """,
+                part,
+                seq,
+            )
+
+    async def note_watermarks(self, watermarks: Mapping[int, datetime]) -> None:
+        """Keep, by part, the watermark that was last sent on."""
+        async with self._db.session() as connection:
+            await connection.executemany(
+                """
+                INSERT INTO relays AS r (part, watermark) VALUES ($1, $2)
+                ON CONFLICT (part) DO UPDATE SET watermark = greatest(r.watermark, $2)
+                """,
+                list(watermarks.items()),
+            )
+
+    async def least_watermark(self, parts: int) -> datetime | None:
+        """Up to when everything accepted was counted and sent on, in all of so many parts."""
+        async with self._db.session() as connection:
+            found: datetime | None = await connection.fetchval(
+                """
+                SELECT CASE WHEN count(watermark) = $1 THEN min(watermark) END
+                FROM relays WHERE part < $1
+                """,
+                parts,
+            )
+            return found
+
+    async def prepare_days(self, days: Iterable[date]) -> None:
+        """Make the partitions of days to come, so that no batch has to."""
+        wanted = frozenset(days)
+        if wanted <= self._ready_days:
+            return
+        async with self._db.session() as connection:
+            for table in (EVENTS, IDS):
+                await ensure_partitions(connection, table, wanted)
+        self._ready_days = wanted
+
+    async def expire(self, events_before: date, ids_before: date) -> list[str]:
+        """Drop the days before; returns the names of their partitions."""
+        async with self._db.session() as connection:
+            dropped = await drop_partitions(connection, EVENTS, events_before)
+            return dropped + await drop_partitions(connection, IDS, ids_before)
+
+    async def note_deleted(self, change: Change, org_id: UUID, at: datetime) -> None:
+        """Remember an organization whose rows are to go."""
+        await change.connection.execute(
+            "INSERT INTO deleted_orgs (org_id, deleted_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            org_id,
+            at,
+        )
+
+    async def begin_forgetting(self, before: datetime) -> None:
+        """Begin to remove what organizations left that were deleted before a time.
+
+        Nothing, where the last such walk is not over or there is none to forget.
+        """
+        async with self._db.session() as connection, connection.transaction():
+            # One that begins at a time, and none while the layout is being changed.
+            await connection.execute("SELECT FROM layout FOR UPDATE")
+            chosen = await connection.fetch(
+                """
+                UPDATE deleted_orgs SET walking = true
+                WHERE deleted_at < $1 AND NOT EXISTS (SELECT FROM deleted_orgs WHERE walking)
+                RETURNING 1
+                """,
+                before,
+            )
+            if chosen:
+                await FORGETTING.begin(connection, [EVENTS, "deltas"])
+
+    async def forget_some(self) -> bool:
+        """Remove raw events and windows of the organizations that go, from one range of rows.
+
+        Identities stay for their days: they tell of nothing but ids, and a repeat must not become a
+        first acceptance. Numbers of deltas are never used again, and who applies deltas minds no
+        gaps.
+
+        Returns:
+            Whether there may be more to do.
+        """
+        try:
+            async with self._db.session() as connection, connection.transaction():
+                place = await FORGETTING.next(connection)
+                if place is None:
+                    await connection.execute(
+                        """
+                        DELETE FROM deleted_orgs WHERE walking AND NOT EXISTS (
+                            SELECT FROM walks WHERE name = $1 AND next_block < blocks
+                        )
+                        """,
+                        FORGETTING.name,
+                    )
+                    return False
+                await connection.execute(
+                    f"""
+                    DELETE FROM {place.relation} WHERE ctid >= $1 AND ctid < $2
+                        AND org_id = ANY (SELECT org_id FROM deleted_orgs WHERE walking)
+                    """,
+                    place.start,
+                    place.end,
+                )
+                return True
+        except asyncpg.UndefinedTableError:
+            # Its day has been dropped meanwhile; the next step sees that.
+            return True
+
+    async def to_forget(self) -> int:
+        """Deleted organizations whose rows are still there."""
+        async with self._db.session() as connection:
+            left: int = await connection.fetchval("SELECT count(*) FROM deleted_orgs")
+        return left
+
+
+def _days(microseconds_: Integers) -> set[date]:
+    return {moment(int(day) * DAY_US).date() for day in np.unique(microseconds_ // DAY_US)}
+
+
+def _id_and_event_rows(part: int, settled: Settled) -> tuple[bytes, bytes]:
+    return id_rows(part, settled.accepted), event_rows(part, settled)
+
+
+def _hashes(rows: NDArray[np.void]) -> Hashes:
+    org_ids, event_ids = (
+        np.frombuffer(rows[name].tobytes(), np.uint8).reshape(-1, ID_BYTES)
+        for name in ("org_id", "event_id")
+    )
+    return identity_hashes(org_ids, event_ids)
+
+
+def days_around(now: datetime, ahead: int = 2) -> list[date]:
+    """Today and the days that come, in UTC."""
+    return [(now + timedelta(days=n)).date() for n in range(ahead + 1)]

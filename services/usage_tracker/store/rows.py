@@ -1,0 +1,83 @@
+"""Rows of the ledger as they are copied into its tables."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.database.copying import CopyRows
+from services.usage_tracker.domain.columns import ABSENT, Batch, Column
+from services.usage_tracker.domain.pricing import Cost
+from services.usage_tracker.domain.settling import Settled
+from services.usage_tracker.domain.windows import MINUTE_US, SUMS, TOKENS, Deltas
+
+# Columns of one width first, side by side: so they are laid out at once.
+_EVENT_IDS = ("project_id", "team_id", "user_id", "api_key_id")
+_EVENT_TEXTS = (
+    *("event_type", "status", "model", "provider", "service_tier", "user_ref", "mcp_server"),
+    *("tool", "session_id", "request_id", "decision_id", "error_type", "metadata"),
+)
+_EVENT_NUMBERS = ("latency_us", "client_cost_nano")
+EVENT_COLUMNS = (
+    *("part", "received_at", "at", "event_id", "org_id"),
+    *TOKENS,
+    *_EVENT_IDS,
+    *_EVENT_NUMBERS,
+    *Cost._fields,
+    *("cost_nano", "price_version"),
+    *_EVENT_TEXTS,
+)
+ID_COLUMNS = ("part", "org_id", "event_id", "received_at", "digest")
+IDS_OF_DELTA = ("project_id", "team_id", "user_id", "api_key_id")
+TEXTS_OF_DELTA = ("model", "provider", "event_type", "status", "mcp_server", "tool")
+SKETCH = ("latency_bins", "latency_counts")
+DELTA_COLUMNS = (
+    *("part", "seq", "start"),
+    *SUMS,
+    "org_id",
+    *IDS_OF_DELTA,
+    *TEXTS_OF_DELTA,
+    *SKETCH,
+)
+
+
+def id_rows(part: int, accepted: Batch) -> bytes:
+    """For ``ID_COLUMNS``."""
+    rows = CopyRows(accepted.count, len(ID_COLUMNS))
+    rows.int2(part).raw(accepted.organizations).raw(accepted.ids["event_id"])
+    return rows.timestamp(accepted.numbers["received_at"]).raw(accepted.ids["digest"]).finish()
+
+
+def event_rows(part: int, settled: Settled) -> bytes:
+    """For ``EVENT_COLUMNS``."""
+    batch, costs = settled.accepted, settled.costs
+    rows = CopyRows(batch.count, len(EVENT_COLUMNS))
+    rows.int2(part).timestamp(batch.numbers["received_at"]).timestamp(batch.numbers["at"])
+    rows.raw(batch.ids["event_id"]).raw(batch.organizations)
+    for name in TOKENS:
+        rows.int8(batch.numbers[name])
+    for name in _EVENT_IDS:
+        _coded(rows, batch.coded[name])
+    for name in _EVENT_NUMBERS:
+        rows.int8(batch.numbers[name], batch.numbers[name] != ABSENT)
+    for nanos in (*costs.nanos.T, costs.nanos.sum(axis=1)):
+        rows.int8(nanos, costs.priced)
+    for column in (costs.versions, *(batch.coded[name] for name in _EVENT_TEXTS)):
+        _coded(rows, column)
+    return rows.finish()
+
+
+def delta_rows(part: int, last: int, deltas: Deltas) -> bytes:
+    """For ``DELTA_COLUMNS``; ``last`` is the number before theirs."""
+    rows = CopyRows(len(deltas), len(DELTA_COLUMNS))
+    rows.int2(part).int8(np.arange(last + 1, last + 1 + len(deltas)))
+    rows.timestamp(deltas.minutes * MINUTE_US)
+    for name in SUMS:
+        rows.int8(deltas.sums[name])
+    for name in ("org_id", *IDS_OF_DELTA, *TEXTS_OF_DELTA):
+        _coded(rows, deltas.dimensions[name])
+    rows.int4_arrays(deltas.bins, deltas.ends).int8_arrays(deltas.counts, deltas.ends)
+    return rows.finish()
+
+
+def _coded(rows: CopyRows, column: Column) -> None:
+    rows.coded(column.encoded(), column.codes)

