@@ -21,6 +21,7 @@ from common.settings import PREFIX, Settings, load_settings, sealing_key
 from common.telemetry import Metrics, Telemetry, Tracing, configure_logs
 from fleet.embedded.folder import read_run
 from fleet.status import NotRunning
+from services.usage_tracker.actions.layout import publishers
 from services.usage_tracker.actions.repartitioning import Repartition
 from services.usage_tracker.store import LayoutStore
 
@@ -63,7 +64,8 @@ async def _change(wanted: int, settings: Settings, tell: Callable[[str], None]) 
         )
         closing.push_async_callback(db.close)
         skew = timedelta(milliseconds=settings.clock_skew_ms)
-        await Repartition(LayoutStore(db), bus, clock, skew=skew, tell=tell).run(wanted)
+        takers = publishers(db, "")
+        await Repartition(LayoutStore(db), takers, bus, clock, skew=skew, tell=tell).run(wanted)
 
 
 def _settings(data: Path) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -21,6 +22,9 @@ async def until_asked_to_end(starting: Awaitable[None], ready: Callable[[], None
 
     Where it is asked before, the start is cancelled.
     """
+    # What imports made is no garbage; only from here on is any looked for.
+    gc.freeze()
+    gc.enable()
     ending = ending_signal()
     started = asyncio.ensure_future(starting)
     asked = asyncio.create_task(ending.wait())

@@ -42,14 +42,7 @@ async def build(runtime: Runtime) -> Parts:
             ),
             Periodic("gathering", windows.gather, every=GATHER_EVERY),
             Periodic("rollup", windows.roll_up, every=ROLL_UP_EVERY),
-            EventConsumer(
-                bus=runtime.bus,
-                db=db,
-                service="analytics",
-                group="analytics",
-                topics=["platform.events"],
-                handlers={"org.deleted": forgetting.org_deleted},
-            ),
+            EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),
         ],
     )
 

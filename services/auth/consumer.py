@@ -12,8 +12,6 @@ from mindweave.account.v1.events_pb2 import OrgDeleted
 from mindweave.project.v1.events_pb2 import ProjectDeleted
 from services.auth.actions.api_keys import ApiKeyActions
 
-TOPICS = ("platform.events",)
-
 
 def handlers(keys: ApiKeyActions) -> Mapping[str, EventHandler]:
     """What to do on which type of event."""

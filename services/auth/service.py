@@ -17,7 +17,7 @@ from services.auth.actions.signing_keys import KeyRing
 from services.auth.actions.tokens import TokenIssuer
 from services.auth.actions.upkeep import Upkeep
 from services.auth.actions.users import UserActions, UserLimits
-from services.auth.consumer import TOPICS, handlers
+from services.auth.consumer import handlers
 from services.auth.domain.limits import Limit
 from services.auth.rpc import AuthServicer
 
@@ -61,14 +61,7 @@ async def build(runtime: Runtime) -> Parts:
         serving=[Periodic("signing keys", ring.refresh, every=LOOK_AT_KEYS_EVERY)],
         tasks=[
             Periodic("upkeep", upkeep.sweep, every=SWEEP_EVERY),
-            EventConsumer(
-                bus=runtime.bus,
-                db=database,
-                service="auth",
-                group="auth",
-                topics=TOPICS,
-                handlers=handlers(keys),
-            ),
+            EventConsumer(bus=runtime.bus, db=database, handlers=handlers(keys)),
         ],
     )
 

@@ -11,8 +11,6 @@ from common.events.envelope import Envelope
 from mindweave.account.v1.events_pb2 import OrgDeleted
 from services.project.actions import ProjectActions
 
-TOPICS = ("platform.events",)
-
 
 def handlers(projects: ProjectActions) -> Mapping[str, EventHandler]:
     """What to do on which type of event."""

@@ -8,7 +8,7 @@ from common.events.consumer import EventConsumer
 from common.service import Parts, Runtime, Service
 from mindweave.auth.v1.auth_pb2_grpc import AuthServiceStub
 from services.project.actions import KeyActions, ProjectActions
-from services.project.consumer import TOPICS, handlers
+from services.project.consumer import handlers
 from services.project.rpc import ProjectServicer
 
 
@@ -18,16 +18,7 @@ async def build(runtime: Runtime) -> Parts:
     keys = KeyActions(database, runtime.stub("auth", AuthServiceStub), projects)
     return Parts(
         servicers=[("mindweave.project.v1.ProjectService", ProjectServicer(projects, keys))],
-        tasks=[
-            EventConsumer(
-                bus=runtime.bus,
-                db=database,
-                service="project",
-                group="project",
-                topics=TOPICS,
-                handlers=handlers(projects),
-            )
-        ],
+        tasks=[EventConsumer(bus=runtime.bus, db=database, handlers=handlers(projects))],
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,10 +12,11 @@ from common.service import Parts, Runtime, Service
 from mindweave.project.v1.project_pb2_grpc import ProjectServiceStub
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.actions.ingest import Ingest
-from services.usage_tracker.actions.layout import Layouts
+from services.usage_tracker.actions.layout import Layouts, publishers
 from services.usage_tracker.actions.projects import Projects
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting, eviction
+from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import EVENTS_TOPIC
@@ -33,7 +33,8 @@ async def build(runtime: Runtime) -> Parts:
     raw = timedelta(days=settings.raw_retention_days)
     ids = timedelta(days=settings.id_retention_days)
     store = UsageStore(db)
-    layouts = Layouts(LayoutStore(db), runtime.bus, settings.partitions)
+    owner = f"{NAME}-{uuid7()}"
+    layouts = Layouts(LayoutStore(db), runtime.bus, publishers(db, owner), settings.partitions)
     projects = Projects(runtime.stub("project", ProjectServiceStub), clock)
     ingest = Ingest(
         bus=runtime.bus,
@@ -44,15 +45,15 @@ async def build(runtime: Runtime) -> Parts:
         layouts=layouts,
         raw_retention=raw,
     )
-    added = asyncio.Event()
+    recent = RecentDeltas()
     accounting = Accounting(store, PriceBook.bundled(), ids)
-    counting = EventsConsumer(accounting, db, telemetry, added, layouts)
+    counting = EventsConsumer(accounting, db, telemetry, recent, layouts)
     worker = PartitionConsumer(
         bus=runtime.bus,
         db=db,
         topic=EVENTS_TOPIC,
         group=NAME,
-        owner=f"{NAME}-{uuid7()}",
+        owner=owner,
         apply=counting.apply,
         after=counting.after,
         on_take=counting.take,
@@ -68,7 +69,7 @@ async def build(runtime: Runtime) -> Parts:
         partitions=settings.windows_partitions,
         skew=timedelta(milliseconds=settings.clock_skew_ms),
         layouts=layouts,
-        added=added,
+        recent=recent,
     )
     forgetting = Forgetting(store, clock, layouts=layouts, raw=raw, ids=ids)
     return Parts(
@@ -81,14 +82,7 @@ async def build(runtime: Runtime) -> Parts:
             worker,
             relay,
             forgetting.periodic(),
-            EventConsumer(
-                bus=runtime.bus,
-                db=db,
-                service=NAME,
-                group=NAME,
-                topics=[_PLATFORM_EVENTS],
-                handlers={"org.deleted": forgetting.org_deleted},
-            ),
+            EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),
         ],
     )
 

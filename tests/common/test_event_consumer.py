@@ -69,7 +69,6 @@ async def make(bus: Bus, db: Database, topic: str) -> AsyncIterator[Make]:
             given: dict[str, Any] = {
                 "bus": bus,
                 "db": db,
-                "service": NAME,
                 "group": NAME,
                 "topics": [topic],
                 "backoff": QUICK,
@@ -309,6 +308,4 @@ async def test_two_consumers_of_a_group_share_the_work(
 
 def test_a_handler_of_a_type_that_no_proto_declares_is_refused(bus: Bus, db: Database) -> None:
     with pytest.raises(ValueError, match=r"moon\.risen"):
-        EventConsumer(
-            bus=bus, db=db, service=NAME, group=NAME, topics=["t"], handlers={"moon.risen": note}
-        )
+        EventConsumer(bus=bus, db=db, handlers={"moon.risen": note})

@@ -28,6 +28,8 @@ from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.store
 
+KITS = ["kit/0001_kit.sql", "kit/0002_members.sql"]
+
 NAME = "migrated"
 
 
@@ -83,9 +85,9 @@ async def test_the_kits_migrations_come_before_the_services(
         m0002_two="CREATE TABLE two (id int)",
     )
     names = [f"{NAME}/0001_one.sql", f"{NAME}/0002_two.sql"]
-    assert await pending(db, tmp_path) == ["kit/0001_kit.sql", *names]
+    assert await pending(db, tmp_path) == [*KITS, *names]
     assert await migration_version(db) == ""
-    assert await migrate(owner_dsn, NAME, tmp_path) == ["kit/0001_kit.sql", *names]
+    assert await migrate(owner_dsn, NAME, tmp_path) == [*KITS, *names]
     assert await migrate(owner_dsn, NAME, tmp_path) == []
     assert await pending(db, tmp_path) == []
     assert await migration_version(db) == "0002_two.sql"
@@ -94,8 +96,8 @@ async def test_the_kits_migrations_come_before_the_services(
 async def test_a_service_without_migrations_has_the_kits_tables(
     owner_dsn: str, owner: asyncpg.Connection[asyncpg.Record]
 ) -> None:
-    assert await migrate(owner_dsn, NAME, None) == ["kit/0001_kit.sql"]
-    for table in ("outbox", "idempotency_keys", "consumed_events", "offsets"):
+    assert await migrate(owner_dsn, NAME, None) == KITS
+    for table in ("outbox", "idempotency_keys", "consumed_events", "offsets", "partition_members"):
         assert await exists(owner, table)
 
 
@@ -108,7 +110,7 @@ async def test_of_many_runners_at_once_each_migration_is_applied_by_one(
         m0002_row="INSERT INTO runs VALUES (1)",
     )
     applied = await asyncio.gather(*(migrate(owner_dsn, NAME, tmp_path) for _ in range(5)))
-    assert sorted(map(len, applied)) == [0, 0, 0, 0, 3]
+    assert sorted(map(len, applied)) == [0, 0, 0, 0, len(KITS) + 2]
     assert await owner.fetchval("SELECT count(*) FROM runs") == 1
 
 

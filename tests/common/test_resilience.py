@@ -6,8 +6,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.errors import Unavailable
+from common.http.edge import REQUEST_SECONDS
 from common.resilience import Breaker, BreakerOpen, Guard, Outcome, State
-from common.settings import Resilience
+from common.settings import Resilience, SettingsError, load_settings
 from common.telemetry import Telemetry
 from common.testing import silent_telemetry
 
@@ -168,6 +169,14 @@ def test_callers_do_not_come_back_together(seconds: Seconds) -> None:
         waits.add(refused.value.retry_after)
     assert len(waits) > 1
     assert all(0.7 * OPEN < wait < 1.3 * OPEN for wait in waits)
+
+
+def test_a_request_at_the_edge_outlasts_every_call_that_is_made_for_it() -> None:
+    """Else its user would be cut off, instead of being told what is away."""
+    longest = load_settings(secret="x" * 40, rpc_timeout=20.0)
+    assert longest.rpc_timeout < REQUEST_SECONDS
+    with pytest.raises(SettingsError, match="RPC_TIMEOUT"):
+        load_settings(secret="x" * 40, rpc_timeout=REQUEST_SECONDS)
 
 
 @pytest.fixture

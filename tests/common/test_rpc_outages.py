@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,9 @@ from uuid import uuid4
 import grpc
 import pytest
 
+from common.clock import SystemClock
 from common.errors import MindWeaveError, NotFound, Unavailable
+from common.identity.service_tokens import ServiceTokens
 from common.resilience import Guard, State
 from common.rpc.client import PATIENT_SECONDS, Channel, UnaryMethod
 from common.rpc.contract import operations
@@ -278,6 +281,22 @@ async def test_calls_that_a_slow_callee_holds_leave_no_room_for_more(served: Fle
     go_on.set()
     await asyncio.gather(*calls)
     await method(ResolveAccessRequest())
+
+
+async def test_a_call_does_not_outlast_its_time_while_the_callers_own_token_does_not_come(
+    served: Fleet,
+) -> None:
+    async def never() -> tuple[str, datetime]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    tokens = ServiceTokens(never, SystemClock())
+    channel = Channel("team", served.address, telemetry=silent_telemetry("account"), tokens=tokens)
+    async with channel, asyncio.timeout(PATIENCE):
+        with pytest.raises(Unavailable) as refused:
+            await channel.method(RESOLVE)(ResolveAccessRequest(), timeout=0.1)
+    assert refused.value.retry_after
+    assert served.handlers[TEAM].seen == []
 
 
 class Traffic:

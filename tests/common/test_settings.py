@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from common.events.drivers import bus_for
+from common.events.kafka import Access
 from common.settings import (
     SettingsError,
     db_password,
@@ -13,6 +16,7 @@ from common.settings import (
     sealing_key,
     service_secret,
 )
+from common.testing import silent_telemetry
 
 pytestmark = pytest.mark.unit
 
@@ -22,7 +26,13 @@ ADMIN = "postgresql://admin:pw@db.example:5433/postgres?sslmode=require"
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATABASE_URL", "REDIS_URL", "REDIS_CACHE_URL", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+    for name in (
+        "DATABASE_URL",
+        "REDIS_URL",
+        "REDIS_CACHE_URL",
+        "KAFKA_BROKERS",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MINDWEAVE_SECRET", SECRET)
 
@@ -169,3 +179,46 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 def test_an_address_may_be_one_of_ipv6() -> None:
     assert parse_address("[::1]:8080") == ("::1", 8080)
     assert parse_address("127.0.0.1:0") == ("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"kafka_brokers": "broker-1"}, "KAFKA_BROKERS: must be host:port"),
+        ({"kafka_brokers": "broker-1:9092,"}, "KAFKA_BROKERS: must be host:port"),
+        ({"kafka_security_protocol": "TLS"}, "MINDWEAVE_KAFKA_SECURITY_PROTOCOL"),
+        (
+            {"kafka_security_protocol": "SASL_SSL", "kafka_username": "mindweave"},
+            "MINDWEAVE_KAFKA_USERNAME, MINDWEAVE_KAFKA_PASSWORD: are needed with SASL",
+        ),
+        ({"kafka_replication": 0}, "MINDWEAVE_KAFKA_REPLICATION"),
+        ({"instance": "worker 1"}, "MINDWEAVE_INSTANCE"),
+    ],
+)
+def test_a_wrong_setting_of_kafka_is_named(given: dict[str, object], complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        load_settings(**given)
+
+
+def test_kafka_carries_the_events_where_its_brokers_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    redis = load_settings(redis_url="redis://localhost")
+    assert bus_for(redis, telemetry=silent_telemetry()).name == "redis-streams"
+    monkeypatch.setenv("KAFKA_BROKERS", "one:9092,other:9093")
+    both = load_settings(redis_url="redis://localhost")
+    assert bus_for(both, telemetry=silent_telemetry()).name == "kafka"
+
+
+def test_brokers_are_reached_as_the_settings_say() -> None:
+    plain = Access("one:9092").options()
+    assert plain == {"bootstrap_servers": "one:9092", "security_protocol": "PLAINTEXT"}
+    guarded = Access("one:9093", "SASL_SSL", "SCRAM-SHA-512", "mindweave", "otters").options()
+    assert guarded.pop("ssl_context").verify_mode is ssl.CERT_REQUIRED
+    assert guarded == {
+        "bootstrap_servers": "one:9093",
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_plain_username": "mindweave",
+        "sasl_plain_password": "otters",
+    }

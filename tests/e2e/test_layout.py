@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import httpx
 import psutil
@@ -95,6 +96,20 @@ def test_a_killed_process_is_started_again(platform: Platform, user: User) -> No
     until(lambda: log_in(platform, user) == 200)
 
 
+def test_a_killed_supervisor_and_all_that_it_kept_are_started_again(
+    platform: Platform, user: User
+) -> None:
+    supervisor = psutil.Process(platform.pid("team-1")).parent()
+    assert supervisor is not None
+    kept = supervisor.children()
+    supervisor.kill()
+
+    _, left_behind = psutil.wait_procs(kept, timeout=30)
+    assert left_behind == []
+    platform.wait_until_ready()
+    assert log_in(platform, user) == 200
+
+
 def test_without_a_gateway_the_answer_is_a_problem_that_says_when_to_come_again(
     platform: Platform,
 ) -> None:
@@ -119,6 +134,17 @@ def test_without_a_gateway_the_answer_is_a_problem_that_says_when_to_come_again(
     }
     assert ingest.status_code == 200
     until(lambda: httpx.get(f"{platform.address}/health/ready").status_code == 200)
+
+
+def test_a_head_that_is_too_large_is_a_problem_as_in_one_process(platform: Platform) -> None:
+    answer = httpx.get(f"{platform.address}/orgs", headers={"X-Much": "a" * 40_000})
+
+    told = answer.json()
+    assert (answer.status_code, told["code"]) == (431, "headers_too_large")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "server" not in answer.headers
+    assert told["instance"] == ""
+    assert UUID(told["correlation_id"])
 
 
 @pytest.mark.parametrize("layout", ["up", "all"])
@@ -179,8 +205,9 @@ def test_it_ends_as_a_whole_when_it_is_asked_to(platform: Platform, number: sign
     platform.process.send_signal(number)
 
     assert platform.process.wait(timeout=STOP_PATIENCE) == 0, platform.last_lines()
-    assert [process for process in all_of_it if process.is_running()] == []
+    _, left_behind = psutil.wait_procs(all_of_it, timeout=30)
+    assert left_behind == []
     assert [*platform.data.rglob("*.sock"), *platform.data.glob("*.pid")] == []
     assert not (platform.data / "run.json").exists()
-    killed = [line for line in platform.log.read_text().splitlines() if "SIGKILL" in line]
-    assert killed == []
+    stops = (platform.data / "logs" / "supervisor.log").read_text()
+    assert "terminated by SIGKILL" not in stops.rpartition("supervisord started")[2]

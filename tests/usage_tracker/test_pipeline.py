@@ -20,6 +20,7 @@ from fleet.embedded import Valkey
 from services.analytics.domain import Windows
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.consumer.events import EventsConsumer
+from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import PriceBook
@@ -208,7 +209,7 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
         Accounting(store, PriceBook.bundled(), timedelta(days=8)),
         db,
         silent_telemetry(),
-        asyncio.Event(),
+        RecentDeltas(),
         layouts_of(PARTS),
     )
     async with db.session() as connection, connection.transaction():
@@ -224,7 +225,7 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
         partitions=WINDOWS_PARTS,
         skew=SKEW,
         layouts=layouts_of(PARTS),
-        added=asyncio.Event(),
+        recent=RecentDeltas(),
     )
     with monkeypatch.context() as killed:
         killed.setattr(store, "sent", _dies)

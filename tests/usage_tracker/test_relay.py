@@ -14,6 +14,7 @@ import pytest
 from common.clock import SystemClock
 from common.events.bus import Bus, Outgoing
 from common.testing import silent_telemetry
+from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.store import UsageStore
 from tests.usage_tracker.conftest import layouts_of
@@ -33,6 +34,9 @@ class Backlog:
             name: [None] * limit for name in ("model", "provider", "reason")
         }
         return {"seq": numbers, "org_id": [UUID(int=1).bytes] * limit, **empty}
+
+    async def sent_up_to(self, part: int) -> int:
+        return 0
 
     async def sent(self, part: int, seq: int) -> None:
         await asyncio.sleep(0)
@@ -72,7 +76,7 @@ async def test_a_stop_does_not_wait_for_a_backlog_and_leaves_its_watermark_unsen
         partitions=2,
         skew=timedelta(),
         layouts=layouts_of(2),
-        added=asyncio.Event(),
+        recent=RecentDeltas(),
     )
     await relay.start()
     await bus.taken.wait()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -17,7 +17,7 @@ from common.events.envelope import PACKED_HEADERS
 from common.events.redis_streams import RedisStreamsBus
 from common.testing import silent_telemetry
 from fleet.embedded import Valkey
-from services.usage_tracker.actions.layout import Layouts, Repartitioning, RestartNeeded
+from services.usage_tracker.actions.layout import Layouts, Repartitioning, RestartNeeded, publishers
 from services.usage_tracker.actions.repartitioning import Repartition
 from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.records import events_partition
@@ -59,13 +59,20 @@ def store(db: Database) -> LayoutStore:
 
 
 @pytest.fixture
-def layouts(store: LayoutStore, bus: Bus) -> Layouts:
-    return Layouts(store, bus, None)
+def layouts(store: LayoutStore, bus: Bus, db: Database) -> Layouts:
+    return layouts_of(store, bus, db)
+
+
+def layouts_of(
+    store: LayoutStore, bus: Any, db: Database, told: int | None = None, stands: float = 60.0
+) -> Layouts:
+    """One more process that takes events in."""
+    return Layouts(store, bus, publishers(db, uuid4().hex, stands=stands), told, stands=stands)
 
 
 def repartition(store: Any, bus: Any, db: Database, told: list[str] | None = None) -> Repartition:
     tell = (told if told is not None else []).append
-    return Repartition(store, bus, db.clock, skew=SKEW, tell=tell, stands=0.1)
+    return Repartition(store, publishers(db, ""), bus, db.clock, skew=SKEW, tell=tell)
 
 
 async def rows(db: Database, table: str) -> list[tuple[int, bytes, bytes]]:
@@ -230,8 +237,6 @@ async def test_nothing_is_changed_while_deltas_wait_to_be_sent_and_it_can_be_cal
     with pytest.raises(Conflict, match="Another process"):
         await repartition(store, bus, db).run(3)
     assert (await layouts.read()).state is State.DRAINING
-    with pytest.raises(Repartitioning):
-        layouts.open()
     changing.cancel()
     await asyncio.wait([changing])
     with pytest.raises(Conflict, match="mindweave partitions 3"):
@@ -239,6 +244,21 @@ async def test_nothing_is_changed_while_deltas_wait_to_be_sent_and_it_can_be_cal
     await repartition(store, bus, db).run(PARTS)
     assert (await layouts.read()) == Layout(PARTS, 1, State.OPEN, None)
     assert [await bus.birth("usage.events", part) for part in range(PARTS)] == births
+
+
+async def test_partitions_whose_deltas_were_not_all_sent_are_not_taken(
+    bus: RedisStreamsBus, db: Database, store: LayoutStore, layouts: Layouts
+) -> None:
+    await layouts.read()
+    await store.drain(3)
+    async with db.session() as connection:
+        await connection.execute("INSERT INTO parts (part, last_seq) VALUES (1, 5)")
+        assert not await store.fence(3)
+        assert await _is(store, State.DRAINING)
+        assert await connection.fetchval("SELECT max(epoch) FROM offsets") == 0
+        await connection.execute("INSERT INTO relays (part, seq) VALUES (1, 5)")
+    assert await store.fence(3)
+    assert await _is(store, State.REHASHING)
 
 
 async def test_it_waits_for_the_leases_of_those_who_do_not_know_yet(
@@ -269,43 +289,71 @@ async def _is(store: LayoutStore, state: State) -> bool:
     return found is not None and found.state is state
 
 
-async def test_what_is_known_of_the_layout_stands_for_seconds_and_no_longer(
+async def test_what_is_known_of_the_layout_stands_for_its_seconds_and_no_longer(
     bus: RedisStreamsBus, store: LayoutStore, db: Database
 ) -> None:
-    layouts = Layouts(store, bus, None, stands=0.3)
+    layouts = layouts_of(store, bus, db, stands=0.3)
     with pytest.raises(Unavailable, match="cannot be asked"):
         layouts.open()
-    assert not layouts.status().ready
-    before = await layouts.read()
-    assert layouts.open() == before
+    await layouts.poll()
+    before = layouts.open()
     layouts.confirm(before)
-
-    async def unknown() -> bool:
-        return layouts.status() == PartStatus(
-            ready=False, detail="The ledger cannot be asked where events go."
-        )
-
-    await eventually(unknown)
+    unknown = PartStatus(ready=False, detail="The ledger cannot be asked where events go.")
+    await eventually(lambda: layouts.status() == unknown)
     with pytest.raises(Unavailable):
         layouts.confirm(before)
-    await repartition(store, bus, db).run(3)
-    await layouts.read()
+
+
+async def test_nothing_that_a_change_does_not_wait_for_is_acknowledged(
+    bus: RedisStreamsBus, store: LayoutStore, db: Database
+) -> None:
+    layouts, told = layouts_of(store, bus, db), list[str]()
+    await layouts.poll()
+    before = layouts.open()
+    changing = asyncio.create_task(repartition(store, bus, db, told).run(3))
+    await eventually(lambda: "waits for 1 processes that take events in" in told)
+    layouts.confirm(before)
+    assert await bus.partitions("usage.events") == PARTS
+    await layouts.poll()
+    for refused in (layouts.open, lambda: layouts.confirm(before)):
+        with pytest.raises(Repartitioning):
+            refused()
+    assert layouts.status().ready
+    await changing
+    await layouts.poll()
+    assert layouts.open().partitions == 3
     with pytest.raises(Repartitioning):
         layouts.confirm(before)
+    await layouts.stop()
+    # Even the same number again is another layout.
     await repartition(store, bus, db).run(PARTS)
-    await layouts.read()
+    await layouts.poll()
     assert layouts.open().partitions == before.partitions
     with pytest.raises(Repartitioning):
         layouts.confirm(before)
 
 
+async def test_one_that_stands_still_is_waited_for_until_its_knowledge_is_over(
+    bus: RedisStreamsBus, store: LayoutStore, db: Database
+) -> None:
+    frozen, told = layouts_of(store, bus, db, stands=1.0), list[str]()
+    await frozen.poll()
+    before = frozen.open()
+    await repartition(store, bus, db, told).run(3)
+    assert "waits for 1 processes that take events in" in told
+    with pytest.raises(Unavailable):
+        frozen.confirm(before)
+
+
 async def test_a_process_that_was_told_another_number_says_that_it_needs_a_restart(
     bus: RedisStreamsBus, store: LayoutStore, db: Database
 ) -> None:
-    told = Layouts(store, cast(Bus, bus), PARTS)
-    assert (await told.read()) == told.open()
+    told = layouts_of(store, bus, db, told=PARTS)
+    await told.poll()
+    assert told.open().partitions == PARTS
+    await told.stop()
     await repartition(store, bus, db).run(3)
-    await told.read()
+    await told.poll()
     with pytest.raises(RestartNeeded, match="MINDWEAVE_PARTITIONS=3") as refused:
         told.open()
     assert refused.value.code == "restart_needed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
@@ -17,6 +16,7 @@ from mindweave.account.v1.events_pb2 import OrgDeleted
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting
+from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.store import UsageStore
 from services.usage_tracker.store.walks import Walk
@@ -53,7 +53,7 @@ def count(db: Database, store: UsageStore, record: MakeRecord) -> Count:
         Accounting(store, PriceBook.bundled(), IDS),
         db,
         silent_telemetry(),
-        asyncio.Event(),
+        RecentDeltas(),
         layouts_of(1),
     )
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 
 from common.database import Connection, Database
@@ -18,6 +19,7 @@ from common.events.ledger.offsets import Fenced, Offsets
 from common.testing import silent_telemetry
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.consumer.events import Counted, EventsConsumer
+from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.store import UsageStore
 from tests.usage_tracker.conftest import layouts_of
@@ -51,7 +53,7 @@ def store(db: Database) -> UsageStore:
 @pytest.fixture
 def worker(db: Database, store: UsageStore) -> EventsConsumer:
     accounting = Accounting(store, PriceBook.bundled(), timedelta(days=8))
-    return EventsConsumer(accounting, db, silent_telemetry(), asyncio.Event(), layouts_of(1))
+    return EventsConsumer(accounting, db, silent_telemetry(), RecentDeltas(), layouts_of(1))
 
 
 class Owner:
@@ -85,7 +87,7 @@ async def an_owner(db: Database, store: UsageStore, name: str, **sizes: int) -> 
     """One that has learned which identities the part holds."""
     accounting = Accounting(store, PriceBook.bundled(), timedelta(days=8))
     worker = EventsConsumer(
-        accounting, db, silent_telemetry(), asyncio.Event(), layouts_of(1), **sizes
+        accounting, db, silent_telemetry(), RecentDeltas(), layouts_of(1), **sizes
     )
     owner = Owner(db, worker, name)
     await owner.take()
@@ -410,6 +412,20 @@ async def test_what_is_unsent_comes_as_the_columns_of_the_contract(
     assert rest["seq"] == [3]
     await store.sent(0, 3)
     assert await store.unsent(0, 2) is None
+
+
+async def test_what_is_kept_to_be_sent_on_is_what_the_database_holds(
+    owner: Owner, store: UsageStore, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    events = [
+        *(arrived(org_id=UUID(int=n % 3 + 1), latency_us=7**n) for n in range(9)),
+        *(arrived(project_id=uuid4(), tool="search", mcp_server="s", status="error"),) * 2,
+        arrived(model="acme-13b", at=NOW - timedelta(days=1)),
+    ]
+    counted = await owner.process(record(*events))
+
+    ((first, deltas),) = counted.deltas
+    assert deltas.columns(first, np.arange(len(deltas))) == await store.unsent(0, 100)
 
 
 async def test_the_look_up_of_identities_uses_their_index(db: Database, store: UsageStore) -> None:

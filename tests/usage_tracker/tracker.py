@@ -15,6 +15,7 @@ from services.analytics.domain import Windows
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.consumer.events import EventsConsumer
+from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import PriceBook
@@ -40,12 +41,12 @@ class Tracker:
     ) -> None:
         layouts = layouts or layouts_of(PARTS)
         self.store = UsageStore(db)
-        added = asyncio.Event()
+        recent = RecentDeltas()
         counting = EventsConsumer(
             Accounting(self.store, PriceBook.bundled(), timedelta(days=8)),
             db,
             silent_telemetry(),
-            added,
+            recent,
             layouts,
         )
         self.worker = PartitionConsumer(
@@ -69,7 +70,7 @@ class Tracker:
             partitions=WINDOWS_PARTS,
             skew=SKEW,
             layouts=layouts,
-            added=added,
+            recent=recent,
             cadence=0.02,
         )
 

@@ -34,6 +34,9 @@ _LOST = (
     # The server has said goodbye to an idle connection, whose end has not been read yet.
     asyncpg.InternalClientError,
 )
+# Of a connection that is gone these say no more than that; of any other they are mistakes. One that
+# is ended between the preparation of a statement and its run has no protocol to run it by.
+_OF_A_GONE_ONE = (asyncpg.InterfaceError, AttributeError)
 # Rolled back by the server through no fault of the statement: the same call may succeed again.
 _ROLLED_BACK = (
     asyncpg.TransactionRollbackError,
@@ -104,8 +107,8 @@ def using(connection: Connection) -> Iterator[None]:
         raise Unavailable(
             "Another change came in between; try again.", code="try_again", retry_after=1
         ) from error
-    except (*_LOST, asyncpg.InterfaceError) as error:
-        if isinstance(error, asyncpg.InterfaceError) and not _is_gone(connection):
+    except (*_LOST, *_OF_A_GONE_ONE) as error:
+        if isinstance(error, _OF_A_GONE_ONE) and not is_gone(connection):
             raise
         if _cancellations() > cancellations:
             # The rollback failed, but what ends a cancelled task is its cancellation.
@@ -120,7 +123,8 @@ def _cancellations() -> int:
     return task.cancelling() if task is not None else 0
 
 
-def _is_gone(connection: Connection) -> bool:
+def is_gone(connection: Connection) -> bool:
+    """Whether the connection is closed, by whichever side."""
     try:
         return connection.is_closed()
     except asyncpg.InterfaceError:

@@ -21,6 +21,7 @@ from common.database.connection import (
     Connection,
     connect,
     connecting,
+    is_gone,
     options,
     prepare,
     using,
@@ -196,7 +197,7 @@ class Database:
         limit = None
         if left < math.inf:
             # A cancellation would ask the server, which may be what does not answer.
-            limit = asyncio.get_running_loop().call_later(left - waited, connection.terminate)
+            limit = asyncio.get_running_loop().call_later(left - waited, _end, connection)
         try:
             with using(connection):
                 yield connection
@@ -233,6 +234,11 @@ def _left() -> float:
     if call is None or call.deadline is None:
         return math.inf
     return max(call.deadline - monotonic() - _ANSWER_SECONDS, 0.0)
+
+
+def _end(connection: Connection) -> None:
+    if not is_gone(connection):
+        connection.terminate()
 
 
 async def _admit(connection: Connection) -> None:

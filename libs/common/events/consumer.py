@@ -30,24 +30,38 @@ class EventConsumer:
         *,
         bus: Bus,
         db: Database,
-        service: str,
-        group: str,
-        topics: Sequence[str],
         handlers: Mapping[str, EventHandler],
+        group: str | None = None,
+        topics: Sequence[str] | None = None,
         ordered: bool = False,
         max_attempts: int = 5,
         backoff: Backoff | None = None,
     ) -> None:
+        """Reads nothing before ``start``.
+
+        Args:
+            bus: where the events are.
+            db: the service's; the effects go there.
+            handlers: by type of event.
+            group: whose place the bus keeps; the service's when absent.
+            topics: what to read; the topics of the handlers' types when absent.
+            ordered: see above.
+            max_attempts: until an event is a dead letter.
+            backoff: between attempts.
+
+        Raises:
+            ValueError: no proto declares a type.
+        """
         unknown = sorted(set(handlers) - set(event_types()))
         if unknown:
             raise ValueError(f"no proto declares the event types {', '.join(unknown)}")
-        self.name = f"{service} events"
+        self.name = f"{db.name} events"
         self._db = db
-        self._group = group
+        self._group = group or db.name
         self._handlers = handlers
         self._subscription = bus.subscribe(
-            topics,
-            group,
+            topics or sorted({event_types()[kind].topic for kind in handlers}),
+            self._group,
             self._consume,
             ordered=ordered,
             max_attempts=max_attempts,

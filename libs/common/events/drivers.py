@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from common.events.bus import Bus
-from common.events.kafka import Access, KafkaBus
 from common.events.redis_streams import RedisStreamsBus
 from common.settings import Settings
 from common.telemetry import Telemetry
@@ -19,6 +18,9 @@ def bus_for(settings: Settings, *, telemetry: Telemetry) -> Bus:
         return RedisStreamsBus(
             settings.broker_url(), telemetry=telemetry, max_records=settings.stream_max_records
         )
+    # Slow to import, and needed only here.
+    from common.events.kafka import Access, KafkaBus
+
     ca_file = settings.kafka_ca_file
     return KafkaBus(
         Access(

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, MutableMapping
 from contextvars import ContextVar, Token
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -19,6 +19,9 @@ from opentelemetry.trace import SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from common.telemetry.correlation import CORRELATION_HEADER, correlation_id
+
+if TYPE_CHECKING:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
 __all__ = ["SpanKind", "Tracing", "carry", "extract", "inject", "let_go", "trace_ids"]
 
@@ -50,6 +53,9 @@ class Tracing:
         self._exporter: OTLPSpanExporter | None = None
         self._processor: BatchSpanProcessor | None = None
         if endpoint is not None:
+            # Slow to import, and needed only here.
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
             self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
             self._processor = BatchSpanProcessor(self._exporter)
 

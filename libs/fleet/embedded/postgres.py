@@ -25,7 +25,7 @@ _TLS_QUESTION = (8).to_bytes(4) + (80877103).to_bytes(4)
 
 _OPTIONS = {
     "shared_buffers": "24MB",
-    "max_connections": "100",
+    "max_connections": "200",
     "max_wal_size": "1GB",
     "fsync": "on",
     "synchronous_commit": "on",

@@ -62,6 +62,8 @@ _ANSWERS: Mapping[int, type[MindWeaveError]] = {
     503: Unavailable,
     504: DeadlineExceeded,
 }
+# Said before there is a request with a path and an id.
+_EARLY = (400, 408, 431)
 
 
 class SharedPrefix(Exception):
@@ -206,8 +208,11 @@ def _mapper(status: int, kind: type[MindWeaveError]) -> dict[str, Any]:
         "cache-control": "no-store",
         "content-security-policy": "default-src 'none'",
         "x-content-type-options": "nosniff",
-        "x-correlation-id": "%STREAM_ID%",
     }
+    instance, correlation_id = "", "%UNIQUE_ID%"
+    if status not in _EARLY:
+        instance, correlation_id = "%PATH(NQ)%", "%STREAM_ID%"
+        headers["x-correlation-id"] = correlation_id
     return {
         "filter": {
             "status_code_filter": {
@@ -229,10 +234,10 @@ def _mapper(status: int, kind: type[MindWeaveError]) -> dict[str, Any]:
                 "title": error.title,
                 "status": error.status,
                 "detail": error.detail,
-                "instance": "%PATH(NQ)%",
+                "instance": instance,
                 "code": error.code,
                 "errors": [],
-                "correlation_id": "%STREAM_ID%",
+                "correlation_id": correlation_id,
             },
         },
     }

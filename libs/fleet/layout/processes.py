@@ -18,16 +18,12 @@ _PORTS = range(20_000, 32_000)
 
 Kind = tuple[str, Role | None]
 
+# Services whose work grows apart from their answers: how many processes of each role.
+_SPLIT: Mapping[str, Mapping[Role, int]] = {"usage_tracker": {Role.SERVE: 2, Role.WORK: 2}}
+
 # How many processes of each service and role; without a role they have both.
 DEFAULT: Mapping[Kind, int] = {
-    ("auth", None): 1,
-    ("account", None): 1,
-    ("team", None): 1,
-    ("project", None): 1,
-    ("usage_tracker", Role.SERVE): 2,
-    ("usage_tracker", Role.WORK): 2,
-    ("analytics", None): 1,
-    ("gateway", None): 1,
+    (name, role): count for name in SERVICES for role, count in _SPLIT.get(name, {None: 1}).items()
 }
 
 

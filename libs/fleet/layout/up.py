@@ -43,7 +43,7 @@ ENVOY = "envoy"
 # Longer than Envoy takes to see that a process drains.
 _DRAIN_DELAY = 3 * envoy.HEALTH_SECONDS
 _ASK_SECONDS = 5.0
-_AGAIN = 0.2
+_AGAIN = 0.5
 _TELL_SECONDS = 10.0
 _WATCH_SECONDS = 2.0
 _LAST_BYTES = 4096

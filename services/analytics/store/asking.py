@@ -86,7 +86,7 @@ def grouped(query: Query, arguments: list[object]) -> str:
 
 def select(query: Query) -> tuple[str, list[object]]:
     arguments: list[object] = [query.part, query.org_id]
-    grouped = grouped(query, arguments)
+    groups = grouped(query, arguments)
     bucket = (
         "NULL::timestamptz"
         if query.granularity == "all"
@@ -115,7 +115,7 @@ def select(query: Query) -> tuple[str, list[object]]:
     arguments += [query.after, query.limit + 1]
     after, limit = (f"${len(arguments) - i}" for i in (1, 0))
     return (
-        f"""WITH {grouped},
+        f"""WITH {groups},
         k AS (SELECT g.*, {bucket} AS bucket, ({keyed}) COLLATE "C" AS key FROM g),
         page AS (
             SELECT key, min(bucket) AS bucket, {shown}, {SUMMED}

@@ -185,9 +185,9 @@ class RollupStore:
     async def top(self, query: Query, dimension: str, limit: int) -> list[Row]:
         """The costliest values of one dimension, then the busiest; without sketches."""
         arguments: list[object] = [query.part, query.org_id]
-        grouped = grouped(query, arguments)
+        groups = grouped(query, arguments)
         arguments.append(limit)
-        sql = f"""WITH {grouped}
+        sql = f"""WITH {groups}
             SELECT {dimension}::text AS key, NULL::timestamptz AS bucket, {SUMMED},
                    '{{}}'::bigint[] AS bins
             FROM g WHERE {dimension} IS NOT NULL GROUP BY {dimension}

@@ -59,7 +59,7 @@ class Accounting:
         part: int,
         records: Sequence[UsageEvents],
         before: Sequence[Hashes] = (),
-    ) -> Settled:
+    ) -> tuple[Settled, int]:
         """Append to the ledger what is new; the caller is the part's only writer.
 
         Args:
@@ -67,6 +67,9 @@ class Accounting:
             part: of all records.
             records: in the order of the part.
             before: identities that were appended in the same transaction.
+
+        Returns:
+            What the records came to, and the number of its last delta.
         """
         batch = await asyncio.to_thread(_batch, records)
         since = int(batch.numbers["received_at"].min()) - self._identity_us
@@ -77,8 +80,7 @@ class Accounting:
             else {}
         )
         settled = await asyncio.to_thread(settle, batch, known, self._prices, self._identity_us)
-        await self._store.append(connection, part, settled)
-        return settled
+        return settled, await self._store.append(connection, part, settled)
 
     async def remember(self, part: int, accepted: Sequence[Accepted]) -> None:
         """Note what was committed."""

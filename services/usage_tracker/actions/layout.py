@@ -8,8 +8,10 @@ from datetime import timedelta
 from time import monotonic
 
 from common.background import PartStatus
+from common.database import Database
 from common.errors import MindWeaveError, Unavailable
 from common.events.bus import Bus
+from common.events.ledger import Members
 from common.periodic import Periodic
 from services.usage_tracker.domain.layout import STANDS, Layout, State
 from services.usage_tracker.domain.records import EVENTS_TOPIC
@@ -54,24 +56,34 @@ class Layouts:
     """Reads the layout every second; what was read stands for ``STANDS`` seconds.
 
     Whoever takes events in asks for the layout before they are published, and again before they
-    are acknowledged. A change begins with waiting for as long as that stands. So what was
-    acknowledged was in the old topic before it was looked at whether that is drained, however long
-    a process stood still in between; what such a process publishes late is never acknowledged.
+    are acknowledged. A process is among the publishers, by a lease of as many seconds, from before
+    it reads that the layout is open until it has read that it is not; a change begins with waiting
+    until there is no publisher. So what was acknowledged was in the old topic before it was looked
+    at whether that is drained, however long a process stood still in between. What such a process
+    publishes late is never acknowledged.
 
     Args:
         store: where the layout is.
         bus: whose topic says how many partitions there are, where no layout was written yet.
-        configured: how many there must be; None takes them as they are.
+        publishers: this process as one of those, with a lease of ``stands``.
+        configured: how many partitions there must be; None takes them as they are.
         stands: see above.
     """
 
     name = "layout"
 
     def __init__(
-        self, store: LayoutStore, bus: Bus, configured: int | None, *, stands: float = STANDS
+        self,
+        store: LayoutStore,
+        bus: Bus,
+        publishers: Members,
+        configured: int | None,
+        *,
+        stands: float = STANDS,
     ) -> None:
         self._store = store
         self._bus = bus
+        self._publishers = publishers
         self._configured = configured
         self._stands = stands
         self._known: _Known | None = None
@@ -82,6 +94,11 @@ class Layouts:
 
     async def stop(self) -> None:
         await self._polling.stop()
+        self._known = None
+        try:
+            await self._publishers.leave()
+        except Unavailable as error:
+            _logger.info("a change of the layout has to wait for a lease: %s", error)
 
     def status(self) -> PartStatus:
         try:
@@ -98,13 +115,21 @@ class Layouts:
         Raises:
             Unavailable: the database or the broker is.
         """
-        asked = monotonic()
         found = await self._store.read()
-        if found is None:
-            found = await self._store.begin(await self._bus.partitions(EVENTS_TOPIC))
-        if self._known is None or asked > self._known.at:
-            self._known = _Known(found, asked)
-        return found
+        return found or await self._store.begin(await self._bus.partitions(EVENTS_TOPIC))
+
+    async def poll(self) -> None:
+        """Learn what ``open`` and ``confirm`` go by.
+
+        Raises:
+            Unavailable: as ``read``.
+        """
+        asked = monotonic()
+        await self._publishers.join()
+        found = await self.read()
+        self._known = _Known(found, asked)
+        if found.state is not State.OPEN:
+            await self._publishers.leave()
 
     def open(self) -> Layout:
         """The layout by which events may be taken in now.
@@ -138,6 +163,11 @@ class Layouts:
 
     async def _poll(self) -> None:
         try:
-            await self.read()
+            await self.poll()
         except MindWeaveError as error:
             _logger.warning("the layout cannot be read: %s", error)
+
+
+def publishers(db: Database, owner: str, *, stands: float = STANDS) -> Members:
+    """The processes that take events in, seen by one of them."""
+    return Members(db, topic=f"{EVENTS_TOPIC} publishers", owner=owner, lease=stands)

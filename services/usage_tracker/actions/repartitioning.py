@@ -12,9 +12,10 @@ from common.clock import Clock
 from common.errors import Conflict, Unavailable
 from common.events.bus import Bus, Outgoing, TopicMismatch
 from common.events.envelope import PACKED_HEADERS, Envelope, pack
+from common.events.ledger import Members
 from common.ids import uuid7
 from services.usage_tracker.domain.judging import microseconds
-from services.usage_tracker.domain.layout import STANDS, Layout, State
+from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.records import EVENTS_TOPIC, WINDOWS_TOPIC, windows_data
 from services.usage_tracker.store import LayoutStore
 
@@ -36,29 +37,29 @@ class Repartition:
 
     Args:
         store: the layout and all that hangs on it.
+        publishers: the processes that take events in.
         bus: where the topics are.
         clock: for the watermark of the partitions that are new.
         skew: how far the clocks of ingest may be from each other.
         tell: is told what is done, and what is waited for.
-        stands: how long processes rely on what they have read of the layout.
     """
 
     def __init__(
         self,
         store: LayoutStore,
+        publishers: Members,
         bus: Bus,
         clock: Clock,
         *,
         skew: timedelta,
         tell: Tell,
-        stands: float = STANDS,
     ) -> None:
         self._store = store
         self._bus = bus
         self._clock = clock
         self._skew = skew
         self._tell = tell
-        self._stands = stands
+        self._publishers = publishers
 
     async def run(self, wanted: int) -> None:
         """Returns when there are so many partitions and events come in.
@@ -116,7 +117,12 @@ class Repartition:
 
     async def _drain(self, before: int, after: int) -> None:
         """Until whatever was acknowledged is applied and sent on, and nobody applies any more."""
-        await asyncio.sleep(self._stands)
+        looks = 0
+        while left := await self._publishers.count():
+            if looks % _TELL_EVERY == 0:
+                self._tell(f"waits for {left} processes that take events in")
+            looks += 1
+            await asyncio.sleep(_LOOK_EVERY)
         looks = 0
         while True:
             waits = await self._not_applied(before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from common.telemetry import Telemetry
 from mindweave.usage_tracker.v1.events_pb2 import UsageConflict, UsageUnpriced
 from services.usage_tracker.actions.accounting import Accepted, Accounting
 from services.usage_tracker.actions.layout import Layouts
+from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
 from services.usage_tracker.domain.judging import moment
 from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents
 from services.usage_tracker.domain.settling import Settled
@@ -38,20 +39,25 @@ class Counted:
     duplicates: int = 0
     conflicts: int = 0
     unpriced: int = 0
-    deltas: int = 0
+    deltas: tuple[Numbered, ...] = ()
     accepted: tuple[Accepted, ...] = ()
 
-    def plus(self, settled: Settled) -> Counted:
+    def plus(self, settled: Settled, last: int) -> Counted:
+        """With another chunk; ``last`` is the number of its last delta."""
         accepted = settled.accepted
+        if not accepted.count:
+            return replace(
+                self,
+                duplicates=self.duplicates + settled.duplicates,
+                conflicts=self.conflicts + settled.conflict_count,
+            )
         return Counted(
             self.events + accepted.count,
             self.duplicates + settled.duplicates,
             self.conflicts + settled.conflict_count,
             self.unpriced + settled.unpriced_count,
-            self.deltas + len(settled.deltas),
-            (*self.accepted, (accepted.hashes, accepted.numbers["received_at"]))
-            if accepted.count
-            else self.accepted,
+            (*self.deltas, Numbered(last - len(settled.deltas) + 1, settled.deltas)),
+            (*self.accepted, (accepted.hashes, accepted.numbers["received_at"])),
         )
 
     @property
@@ -69,7 +75,7 @@ class EventsConsumer:
         accounting: settles the events.
         db: whose clock and name the events it publishes carry.
         telemetry: counts what was committed.
-        added: set after each commit that added deltas.
+        recent: gets the deltas of each commit.
         layouts: tells how many partitions there are.
         chunk_events: about so many are settled at a time; a transaction holds as many chunks as it
             has records for.
@@ -80,7 +86,7 @@ class EventsConsumer:
         accounting: Accounting,
         db: Database,
         telemetry: Telemetry,
-        added: asyncio.Event,
+        recent: RecentDeltas,
         layouts: Layouts,
         chunk_events: int = 20_000,
     ) -> None:
@@ -89,7 +95,7 @@ class EventsConsumer:
         self._chunk_events = chunk_events
         self._accounting = accounting
         self._db = db
-        self._added = added
+        self._recent = recent
         kinds = telemetry.counter(
             "mindweave_events_counted_total", "Events that the worker committed.", ["outcome"]
         )
@@ -124,9 +130,9 @@ class EventsConsumer:
         events = await asyncio.to_thread(_events, records)
         for chunk in _chunks(self._at_home(part, events), self._chunk_events):
             before = [hashes for hashes, _ in counted.accepted]
-            settled = await self._accounting.count(connection, part, chunk, before)
+            settled, last = await self._accounting.count(connection, part, chunk, before)
             _tell(change, settled)
-            counted = counted.plus(settled)
+            counted = counted.plus(settled, last)
         await change.finish()
         return counted
 
@@ -152,8 +158,8 @@ class EventsConsumer:
         self._conflicts.inc(counted.conflicts)
         self._unpriced.inc(counted.unpriced)
         self._sizes.observe(counted.arrived)
-        if counted.deltas:
-            self._added.set()
+        for numbered in counted.deltas:
+            self._recent.add(part, numbered)
 
 
 def _events(records: Sequence[Record]) -> list[UsageEvents]:

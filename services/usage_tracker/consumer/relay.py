@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
+import numpy as np
 
 from common.background import PartStatus
 from common.clock import Clock
@@ -21,6 +22,7 @@ from common.events.envelope import PACKED_HEADERS, Envelope, pack
 from common.ids import uuid7
 from common.telemetry import Telemetry
 from services.usage_tracker.actions.layout import Layouts
+from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.records import WINDOWS_TOPIC, windows_data, windows_partition
 from services.usage_tracker.store import UsageStore
@@ -59,7 +61,7 @@ class WindowsRelay:
         partitions: of ``usage.windows``.
         skew: how far the clocks of ingest may be from each other.
         layouts: tells how many sources there are.
-        added: set where deltas were added, so that they need not wait for the next watermark.
+        recent: deltas that the worker in this process has just committed.
         cadence: seconds between two watermarks.
     """
 
@@ -76,7 +78,7 @@ class WindowsRelay:
         partitions: int,
         skew: timedelta,
         layouts: Layouts,
-        added: asyncio.Event,
+        recent: RecentDeltas,
         cadence: float = 0.1,
         backoff: Backoff | None = None,
     ) -> None:
@@ -93,7 +95,9 @@ class WindowsRelay:
         self._sent = telemetry.counter(
             "mindweave_window_deltas_sent_total", "Deltas of windows sent on."
         ).of()
-        self._added = added
+        self._recent = recent
+        # By part, the last number that is known to have been sent on.
+        self._numbers: dict[int, int] = {}
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._noted: datetime | None = None
@@ -105,7 +109,7 @@ class WindowsRelay:
 
     async def stop(self) -> None:
         self._ending.set()
-        self._added.set()
+        self._recent.added.set()
         if self._task is not None:
             await self._task
             self._task = None
@@ -121,6 +125,7 @@ class WindowsRelay:
             Unavailable: the broker or the database is, or the broker is full.
         """
         parts = list(self._progress.held())
+        self._recent.keep(parts)
         watermarks = {
             part: at - self._skew
             for part in parts
@@ -151,7 +156,7 @@ class WindowsRelay:
                 pause = self._backoff.delay(failures)
                 _logger.exception("windows cannot be sent on")
                 self._status = PartStatus(ready=False, detail=type(error).__name__)
-            await self._rest(pause, self._ending if failures else self._added)
+            await self._rest(pause, self._ending if failures else self._recent.added)
 
     async def _rest(self, seconds: float, until: asyncio.Event) -> None:
         try:
@@ -159,19 +164,47 @@ class WindowsRelay:
                 await until.wait()
         except TimeoutError:
             return
-        self._added.clear()
+        self._recent.added.clear()
 
     async def _send_deltas(self, part: int) -> None:
+        """What is kept in memory; then whatever the database has beyond that."""
+        if part not in self._numbers:
+            self._numbers[part] = await self._store.sent_up_to(part)
+        for numbered in self._recent.following(part, self._numbers[part]):
+            if self._ending.is_set():
+                return
+            records = await asyncio.to_thread(self._records_of, part, numbered)
+            await self._send(part, records, numbered.last, len(numbered.deltas))
         while not self._ending.is_set():
             columns = await self._store.unsent(part, _BATCH)
             if columns is None:
                 return
-            await self._bus.publish(WINDOWS_TOPIC, self._records(part, columns))
-            await self._store.sent(part, columns["seq"][-1])
             count = len(columns["seq"])
-            self._sent.inc(count)
+            await self._send(part, self._records(part, columns), columns["seq"][-1], count)
             if count < _BATCH:
                 return
+
+    async def _send(self, part: int, records: Sequence[Outgoing], last: int, count: int) -> None:
+        await self._bus.publish(WINDOWS_TOPIC, records)
+        await self._store.sent(part, last)
+        self._numbers[part] = last
+        self._sent.inc(count)
+
+    def _records_of(self, part: int, numbered: Numbered) -> list[Outgoing]:
+        """The same as ``_records``, of deltas in memory."""
+        first, deltas = numbered
+        orgs = deltas.dimensions["org_id"]
+        places = np.array(
+            [windows_partition(UUID(bytes=org), self._partitions) for org in orgs.values]
+        )[orgs.codes]
+        found = []
+        for partition in np.unique(places).tolist():
+            chosen = np.flatnonzero(places == partition)
+            found += [
+                self._outgoing(part, deltas.columns(first, some), partition)
+                for some in np.split(chosen, range(_BATCH, len(chosen), _BATCH))
+            ]
+        return found
 
     async def _send_watermarks(self, watermarks: Mapping[int, datetime]) -> None:
         marks = {p: microseconds(at) for p, at in watermarks.items()}
@@ -196,19 +229,19 @@ class WindowsRelay:
         for index, org_id in enumerate(columns["org_id"]):
             rows[windows_partition(UUID(bytes=org_id), self._partitions)].append(index)
         return [
-            Outgoing(
-                self._packed(
-                    windows_data(
-                        part,
-                        {name: [column[i] for i in chosen] for name, column in columns.items()},
-                        {},
-                    )
-                ),
-                partition=partition,
-                headers=PACKED_HEADERS,
+            self._outgoing(
+                part,
+                {name: [column[i] for i in chosen] for name, column in columns.items()},
+                partition,
             )
             for partition, chosen in rows.items()
         ]
+
+    def _outgoing(
+        self, part: int, columns: Mapping[str, Sequence[Any]], partition: int
+    ) -> Outgoing:
+        value = self._packed(windows_data(part, columns, {}))
+        return Outgoing(value, partition=partition, headers=PACKED_HEADERS)
 
     def _packed(self, data: Mapping[str, object]) -> bytes:
         return pack(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-# Seconds for which a process that takes events in may rely on what it has read of the layout. A
-# change begins with waiting for as long.
-STANDS = 5.0
+# Seconds for which a process that takes events in may rely on what it has read of the layout, as
+# while the database is away. A change waits as long for one that does not say that it knows.
+STANDS = 60.0
 
 
 class State(StrEnum):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,24 @@ class Deltas:
 
     def __len__(self) -> int:
         return len(self.minutes)
+
+    def columns(self, first: int, chosen: Integers) -> dict[str, list[Any]]:
+        """Some deltas as they are sent on; ``first`` is the number of the first of all."""
+        ends = self.ends[chosen].tolist()
+        starts = np.concatenate([[0], self.ends])[chosen].tolist()
+        found: dict[str, list[Any]] = {
+            "seq": (chosen + first).tolist(),
+            "minute": self.minutes[chosen].tolist(),
+            "reason": [None] * len(chosen),
+        }
+        for name, column in self.dimensions.items():
+            found[name] = [column.values[code] for code in column.codes[chosen].tolist()]
+        for name, sums in self.sums.items():
+            found[name] = sums[chosen].tolist()
+        for name, cells in (("latency_bins", self.bins), ("latency_counts", self.counts)):
+            listed = cells.tolist()
+            found[name] = [listed[s:e] for s, e in zip(starts, ends, strict=True)]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,8 +112,12 @@ class UsageStore:
         await asyncio.to_thread(found.add, np.concatenate(hashes), np.concatenate(received_at))
         return found
 
-    async def append(self, connection: Connection, part: int, settled: Settled) -> None:
-        """Append a settled batch in the caller's transaction; the part's writer is the caller."""
+    async def append(self, connection: Connection, part: int, settled: Settled) -> int:
+        """Append a settled batch in the caller's transaction; the part's writer is the caller.
+
+        Returns:
+            The number of its last delta.
+        """
         ids, events = await asyncio.to_thread(_id_and_event_rows, part, settled)
         days = _days(settled.accepted.numbers["received_at"]) - self._ready_days
         for table in (EVENTS, IDS):
@@ -137,6 +141,7 @@ class UsageStore:
             delta_rows, part, last - len(settled.deltas), settled.deltas
         )
         await copy_rows(connection, "deltas", DELTA_COLUMNS, deltas)
+        return last
 
     async def repeats(self) -> dict[str, int]:
         """Events that came again, by what they were: ``duplicate`` or ``conflict``."""
@@ -169,6 +174,14 @@ class UsageStore:
         if not rows:
             return None
         return dict(zip(rows[0].keys(), map(list, zip(*rows, strict=True)), strict=True))
+
+    async def sent_up_to(self, part: int) -> int:
+        """The number of the last delta that was sent on; 0 while none was."""
+        async with self._db.session() as connection:
+            found: int | None = await connection.fetchval(
+                "SELECT seq FROM relays WHERE part = $1", part
+            )
+        return found or 0
 
     async def sent(self, part: int, seq: int) -> None:
         """Note that the deltas up to a number were sent on."""

@@ -194,6 +194,24 @@ async def test_a_frozen_database_is_unavailable_before_the_call_ends_and_the_poo
     assert own_database.pool.get_idle_size() == own_database.pool.get_size()
 
 
+async def test_a_connection_that_was_lost_is_not_ended_again_at_the_deadline(db: Database) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    deadline = time.monotonic() + 0.5
+
+    async def lose() -> None:
+        set_call(Call("the test", ANONYMOUS, deadline=deadline))
+        async with db.session() as connection:
+            with pytest.raises(asyncpg.PostgresError):
+                await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            await eventually(lambda: time.monotonic() > deadline)
+
+    await asyncio.create_task(lose())
+    asyncio.get_running_loop().set_exception_handler(None)
+    assert told == []
+    await db.ping()
+
+
 async def test_users_who_leave_while_the_database_is_frozen_leave_no_connection_behind(
     own_postgres: Postgres, own_database: Database
 ) -> None:
@@ -269,4 +287,16 @@ async def test_a_connection_used_between_its_end_and_the_notice_of_it_is_unavail
         async with db.session():
             # What asyncpg says once the server's last word has come and the socket still stands.
             raise asyncpg.InternalClientError("cannot switch to state 11")
+    assert await labels(db) == []
+
+
+async def test_a_connection_that_is_ended_within_a_statement_is_unavailable(db: Database) -> None:
+    with pytest.raises(Unavailable):
+        async with db.session() as connection:
+            connection.terminate()
+            # What asyncpg says where the end comes after the preparation and before the run.
+            raise AttributeError("'NoneType' object has no attribute 'bind_execute'")
+    with pytest.raises(AttributeError):
+        async with db.session():
+            raise AttributeError("a mistake")
     assert await labels(db) == []

@@ -92,10 +92,10 @@ async def test_a_reader_that_stands_still_is_healed_and_then_not_live(
         seen.append(record.value)
 
     reading = bus.subscribe([topic], "readers", handle)
-    await reading.start()
-    await eventually(lambda: reading.status().ready)
     with monkeypatch.context() as patch:
         patch.setattr(bus, "fetch", Silent().fetch)
+        await reading.start()
+        await eventually(lambda: reading.status().ready)
         losses = bus.cluster.losses
         await other.publish(topic, [Outgoing(b"x")])
         await eventually(lambda: bus.cluster.losses > losses)

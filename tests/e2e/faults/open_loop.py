@@ -3,50 +3,88 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-import httpx
+from bench.load import HttpConnections
+from common.settings import parse_address
 
-Request = Callable[[httpx.AsyncClient], httpx.Request]
+# Until an answer that does not come is a failure.
+ANSWER_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One kind of request; ``body`` makes a new one each time, and there is none without it."""
+
+    verb: str
+    path: str
+    credential: str
+    body: Callable[[], Mapping[str, Any]] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.path}"
+
+    def encoded(self) -> bytes:
+        content = b"" if self.body is None else json.dumps(self.body()).encode()
+        head = [
+            f"{self.verb} {self.path} HTTP/1.1",
+            "Host: mindweave",
+            f"Authorization: Bearer {self.credential}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(content)}",
+        ]
+        return "\r\n".join([*head, "", ""]).encode() + content
 
 
 @dataclass
 class Calls:
-    """What was sent so far, and each answer that was not a success."""
+    """What was sent so far, and how often each thing went wrong."""
 
     sent: int = 0
-    answered: int = 0
-    failed: list[str] = field(default_factory=list)
+    succeeded: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
 
 
 @asynccontextmanager
 async def steadily(address: str, rate: float, requests: Sequence[Request]) -> AsyncIterator[Calls]:
-    """Send the requests in turn while the block runs; at its end all answers are in."""
-    calls = Calls()
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
-    async with httpx.AsyncClient(base_url=address, timeout=15, limits=limits) as http:
+    """Send the requests in turn while the block runs; at its end all answers are in.
 
-        async def one(request: Request) -> None:
-            try:
-                answer = await http.send(request(http))
-            except httpx.TransportError as error:
-                calls.failed.append(f"{type(error).__name__}: {error}")
-                return
-            calls.answered += 1
-            if not answer.is_success:
-                calls.failed.append(f"{answer.request.url}: {answer.status_code} {answer.text}")
+    Args:
+        address: "host:port".
+        rate: requests a second, due at even times whatever the answers take.
+        requests: sent in turn.
+    """
+    calls, http = Calls(), HttpConnections(*parse_address(address))
 
-        async def send_for_ever(group: asyncio.TaskGroup) -> None:
-            begun = time.perf_counter()
-            while True:
-                await asyncio.sleep(max(0.0, begun + calls.sent / rate - time.perf_counter()))
-                group.create_task(one(requests[calls.sent % len(requests)]))
-                calls.sent += 1
+    async def one(request: Request) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answer = await http.exchange(request.encoded())
+        except (OSError, EOFError, TimeoutError) as error:
+            calls.failed[f"{request}: {type(error).__name__}: {error}"] += 1
+            return
+        if answer.status in (200, 201, 202):
+            calls.succeeded += 1
+        else:
+            calls.failed[f"{request}: {answer.status} {answer.body[:200].decode()}"] += 1
 
+    async def send(group: asyncio.TaskGroup) -> None:
+        begun = time.perf_counter()
+        while True:
+            await asyncio.sleep(max(0.0, begun + calls.sent / rate - time.perf_counter()))
+            group.create_task(one(requests[calls.sent % len(requests)]))
+            calls.sent += 1
+
+    try:
         async with asyncio.TaskGroup() as group:
-            sending = group.create_task(send_for_ever(group))
+            sending = group.create_task(send(group))
             yield calls
             sending.cancel()
+    finally:
+        await http.close()

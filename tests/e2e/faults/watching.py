@@ -15,8 +15,8 @@ from tests.e2e.processes import health, pid_of
 PATIENCE = 120.0
 # Until a client stops to wait for an answer; whoever takes longer hangs.
 ANSWER_SECONDS = 15.0
-# What a problem calls a callee, a database or a broker that is away.
-AWAY = frozenset({"unavailable", "database_unavailable", "bus_unavailable"})
+# What a problem says is away: a service, its database, the broker.
+AWAY = ("unavailable", "database_unavailable", "bus_unavailable")
 
 
 def until(condition: Callable[[], object]) -> None:

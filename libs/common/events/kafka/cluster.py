@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import CloseReason
-from aiokafka.errors import KafkaError, NoError, for_code
+from aiokafka.conn import CloseReason, create_conn
+from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
 from aiokafka.protocol.coordination import FindCoordinatorRequest
+from aiokafka.protocol.metadata import MetadataRequest
 
 from common.events.bus import BusUnavailable, TopicUnknown
 from common.events.kafka.protocol import TopicsRequest
+from common.events.worker import cut
 
 T = TypeVar("T")
 
@@ -69,9 +71,45 @@ class Access:
 class Client(AIOKafkaClient):
     """A client that says when one of its connections was lost."""
 
-    def __init__(self, lost: Callable[[], None], **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, lost: Callable[[], None], *, bootstrap_servers: str, **options: Any) -> None:
+        super().__init__(bootstrap_servers=bootstrap_servers, **options)
         self._lost = lost
+        self._options = options
+        # Requests without an answer yet, and connections that are being made for them.
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def bootstrap(self) -> None:
+        """Learn of the brokers; the library's own leaves a connection behind when cancelled."""
+        for host, port, _ in self.hosts:
+            with suppress(KafkaError, OSError, TimeoutError):
+                conn = await create_conn(host, port, **self._options)
+                try:
+                    self.cluster.update_metadata(await conn.send(MetadataRequest([])))
+                finally:
+                    conn.close()
+                break
+        else:
+            raise KafkaConnectionError(f"no broker answers at {self._bootstrap_servers}")
+        self._sync_task = asyncio.create_task(self._md_synchronizer())
+
+    def request(self, node: int | None, request: Any, lane: Hashable) -> asyncio.Task[Any]:
+        """Send a request; the answer is read from the connection even where nobody waits."""
+        task = asyncio.create_task(self.send(node, request, group=lane))
+        self._under_way.add(task)
+        task.add_done_callback(self._answered)
+        return task
+
+    def _answered(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.debug("a request has failed: %r", error)
+
+    async def end(self) -> None:
+        """Close every connection, those in the making too, which ``close`` would leave behind."""
+        await cut(*self._under_way)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await self.close()
 
     def _on_connection_closed(self, conn: Any, reason: CloseReason) -> None:
         self._lost()
@@ -84,7 +122,6 @@ def connected(access: Access, name: str, lost: Callable[[], None]) -> Client:
         lost,
         client_id=f"mindweave-{name}",
         request_timeout_ms=int(_LIBRARY_TIMEOUT * 1000),
-        connections_max_idle_ms=None,
         **access.options(),
     )
 
@@ -125,6 +162,7 @@ class Cluster:
         # Counts the lost connections: what was known before may not hold any more.
         self.losses = 0
         self._client: Client | None = None
+        self._closed = False
         self._connecting: asyncio.Task[Client] | None = None
         self._topics: dict[str, tuple[float, Topic]] = {}
         self._coordinators: dict[str, int] = {}
@@ -132,6 +170,7 @@ class Cluster:
         self._background: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
+        self._closed = True
         if self._connecting is not None:
             await asyncio.wait([self._connecting])
         self.reset()
@@ -159,10 +198,13 @@ class Cluster:
         """
         client = await self._connected()
         chosen = client.get_random_node() if node is None else node
-        sent = self._background_task(client.send(chosen, request, group=lane))
+        sent = client.request(chosen, request, lane)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT + wait):
-                return await asyncio.shield(sent)
+                await asyncio.wait([sent])
+                if sent.cancelled():
+                    raise BusUnavailable
+                return sent.result()
         except (KafkaError, OSError, TimeoutError) as error:
             _logger.info("Kafka at %s does not answer: %r", self.access.bootstrap, error)
             self._discard(client)
@@ -280,6 +322,8 @@ class Cluster:
     async def _connected(self) -> Client:
         if self._client is not None:
             return self._client
+        if self._closed:
+            raise BusUnavailable("This bus is closed.")
         # All who wait share one attempt: one after the other they would wait for ever longer.
         if self._connecting is None:
             self._connecting = self._background_task(self._connect())
@@ -292,7 +336,7 @@ class Cluster:
                 await client.bootstrap()
         except (KafkaError, OSError, TimeoutError) as error:
             _logger.info("Kafka at %s: no connection: %r", self.access.bootstrap, error)
-            self._background_task(_close(client))
+            self._background_task(client.end())
             raise BusUnavailable from error
         else:
             self._client = client
@@ -310,7 +354,7 @@ class Cluster:
             return
         self._client = None
         self._on_lost()
-        self._background_task(_close(client))
+        self._background_task(client.end())
 
     def _background_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -323,12 +367,6 @@ class Cluster:
         # Who asked may have gone before the answer: then nobody else takes note of an error.
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.debug("an answer came too late: %r", error)
-
-
-async def _close(client: AIOKafkaClient) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_CLOSE_TIMEOUT):
-            await client.close()
 
 
 def partition_errors(topics: Sequence[Any]) -> int:

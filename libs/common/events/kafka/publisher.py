@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordTooLargeError
@@ -24,7 +23,6 @@ _UNCOMPRESSED = 0
 _BATCH = 1024 * 1024
 _RETRY_MS = 50
 _NO_TRANSACTION_TIMEOUT = 2**31 - 1
-_CLOSE_TIMEOUT = 2.0
 _REFUSED = (MessageSizeTooLargeError, RecordTooLargeError)
 
 _logger = logging.getLogger(__name__)
@@ -148,9 +146,7 @@ class Producer:
             await self._idle.wait()
         if self._sender.sender_task is not None:
             await cut(self._sender.sender_task)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await self._client.close()
+        await self._client.end()
 
 
 class Publisher:
@@ -160,6 +156,7 @@ class Publisher:
         self._cluster = cluster
         self._producer: Producer | None = None
         self._starting: asyncio.Task[Producer] | None = None
+        self._closed = False
         self._closing: set[asyncio.Task[None]] = set()
 
     async def send(
@@ -174,6 +171,7 @@ class Publisher:
                 self._give_up(producer)
 
     async def close(self) -> None:
+        self._closed = True
         if self._starting is not None:
             await asyncio.wait([self._starting])
         if self._producer is not None:
@@ -187,6 +185,8 @@ class Publisher:
             return current
         if current is not None:
             self._give_up(current)
+        if self._closed:
+            raise BusUnavailable("This bus is closed.")
         # All who wait share one attempt.
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())

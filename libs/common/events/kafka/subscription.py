@@ -78,7 +78,7 @@ class GroupSubscription:
         stalled = self._delivery.stalled
         if stalled:
             detail = f"the handler of {stalled} does not return"
-        elif self._still_for() > self._stalled_after:
+        elif self._still_for() > self._stalled_after and not trouble:
             detail = stalled = f"{self._lag} records wait and none is read"
         else:
             held = sum(seat.reading for seat in self._seats)
@@ -102,7 +102,7 @@ class GroupSubscription:
             except Exception as error:
                 if not isinstance(error, BusUnavailable | TopicUnknown):
                     _logger.exception("%s cannot read", self.name)
-                failures += 1
+                failures, self._stands_since = failures + 1, None
                 self._trouble = f"{type(error).__name__}: {error}"
                 await asyncio.sleep(_RECONNECT.delay(failures))
             else:
@@ -127,8 +127,8 @@ class GroupSubscription:
     async def _watch(self) -> None:
         """Heal what stands still without saying why."""
         seen = [seat.places() for seat in self._seats]
-        explained = any(seat.busy or seat.trouble for seat in self._seats)
-        if not self._lag or explained or seen != self._seen or not await self._behind():
+        busy = any(seat.busy for seat in self._seats)
+        if not self._lag or busy or seen != self._seen or not await self._behind():
             self._seen, self._stands_since, self._healed = seen, None, False
         elif self._stands_since is None:
             self._stands_since = monotonic()

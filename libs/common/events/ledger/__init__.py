@@ -1,6 +1,7 @@
 """Exactly-once consumption: the place in a partition moves in the transaction of the effect."""
 
 from common.events.ledger.consumer import PartitionConsumer
+from common.events.ledger.members import Members
 from common.events.ledger.tenure import RecordRefused
 
-__all__ = ["PartitionConsumer", "RecordRefused"]
+__all__ = ["Members", "PartitionConsumer", "RecordRefused"]

@@ -52,6 +52,15 @@ class Members:
             )
         return [self._owner, *(row["owner"] for row in rows)]
 
+    async def count(self) -> int:
+        """How many there are."""
+        async with self._db.session() as connection:
+            found: int = await connection.fetchval(
+                "SELECT count(*) FROM partition_members WHERE topic = $1 AND lease_until > now()",
+                self._topic,
+            )
+        return found
+
     async def leave(self) -> None:
         """Be none any more."""
         async with self._db.session() as connection:

@@ -1,0 +1,64 @@
+"""Deltas that this process has just committed, kept until they are sent on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from services.usage_tracker.domain.windows import Deltas
+
+# Deltas of one part in memory; whoever falls behind further reads them from the database.
+_MOST = 200_000
+
+
+class Numbered(NamedTuple):
+    """The deltas of one commit; ``first`` is the number of the first."""
+
+    first: int
+    deltas: Deltas
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.deltas) - 1
+
+
+class RecentDeltas:
+    """A short cut from the worker to the relay; what it lacks is in the database.
+
+    Attributes:
+        added: set where deltas were committed, so that they need not wait for the next watermark.
+    """
+
+    def __init__(self, most: int = _MOST) -> None:
+        self.added = asyncio.Event()
+        self._most = most
+        self._waiting: defaultdict[int, deque[Numbered]] = defaultdict(deque)
+
+    def add(self, part: int, numbered: Numbered) -> None:
+        """Keep what was committed, in the order of the commits."""
+        waiting = self._waiting[part]
+        if waiting and waiting[-1].last + 1 != numbered.first:
+            waiting.clear()
+        waiting.append(numbered)
+        while len(waiting) > 1 and waiting[-1].last - waiting[0].first >= self._most:
+            waiting.popleft()
+        self.added.set()
+
+    def following(self, part: int, number: int) -> Iterator[Numbered]:
+        """What is kept from the number after this one on, without a gap."""
+        waiting = self._waiting[part]
+        while waiting:
+            if waiting[0].first <= number:
+                waiting.popleft()
+            elif waiting[0].first == number + 1:
+                number = waiting[0].last
+                yield waiting[0]
+            else:
+                return
+
+    def keep(self, parts: Collection[int]) -> None:
+        """Forget what was committed to other parts."""
+        for part in self._waiting.keys() - set(parts):
+            del self._waiting[part]

@@ -1,0 +1,118 @@
+"""The embedded Kafka: where its program comes from, and that its data outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from common.events.bus import Outgoing
+from common.events.kafka import KafkaBus
+from common.testing import silent_telemetry
+from fleet.embedded import DidNotStart, Kafka
+
+# Takes the place of Maven: copies one jar, slowly, and notes that it ran.
+MAVEN = """#!/bin/sh
+for word in "$@"; do case $word in -DoutputDirectory=*) to=${word#*=};; esac; done
+echo ran >> "$NOTES"
+sleep 0.5
+touch "$to/kafka_2.13-4.4.0.jar"
+"""
+FETCH = (
+    "from fleet.embedded import Kafka; from pathlib import Path; print(Kafka(Path('k')).version)"
+)
+
+
+def script(folder: Path, name: str, text: str) -> None:
+    file = folder / name
+    file.write_text(text)
+    file.chmod(0o755)
+
+
+@pytest.mark.unit
+def test_processes_that_start_at_once_share_one_download(tmp_path: Path) -> None:
+    script(tmp_path, "mvn", MAVEN)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "NOTES": str(tmp_path / "notes"),
+        "MINDWEAVE_KAFKA_LIBS": "",
+    }
+
+    def fetch(_: int) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", FETCH],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        ).stdout.strip()
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(fetch, range(3))) == ["4.4.0"] * 3
+    before = (tmp_path / "notes").read_text()
+    assert fetch(0) == "4.4.0"
+    assert (tmp_path / "notes").read_text() == before
+    (left,) = (tmp_path / ".cache" / "kafka").iterdir()
+    assert [file.name for file in left.iterdir()] == ["kafka_2.13-4.4.0.jar"]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("missing", ["java", "mvn"])
+def test_what_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    for name in {"java", "mvn"} - {missing}:
+        script(tmp_path, name, "#!/bin/sh\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("MINDWEAVE_KAFKA_LIBS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DidNotStart, match=f"needs {missing}.*set KAFKA_BROKERS"):
+        Kafka(tmp_path / "kafka").start()
+
+
+@pytest.mark.unit
+def test_what_maven_says_is_told_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(tmp_path, "java", "#!/bin/sh\n")
+    script(tmp_path, "mvn", "#!/bin/sh\necho no such repository\nexit 1\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("MINDWEAVE_KAFKA_LIBS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DidNotStart, match="Maven failed:\nno such repository"):
+        Kafka(tmp_path / "kafka").start()
+    assert not list((tmp_path / ".cache" / "kafka").iterdir())
+
+
+@pytest.mark.bus
+async def test_a_broker_is_found_again_and_started_again_with_its_data(tmp_path: Path) -> None:
+    first = Kafka(tmp_path / "kafka")
+    first.start()
+    pid, address = first.pid, first.bootstrap
+    bus = KafkaBus(address, telemetry=silent_telemetry())
+    await bus.declare("topic", 1)
+    (token,) = await bus.publish("topic", [Outgoing(b"kept")])
+
+    heir = Kafka(tmp_path / "kafka")
+    heir.start()
+    assert (heir.pid, heir.bootstrap) == (pid, address)
+    process = first.process
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first.start()
+    assert first.pid != pid
+    assert first.bootstrap == address
+    again = KafkaBus(address, telemetry=silent_telemetry())
+    assert await again.end("topic", 0) == token
+    await bus.stop()
+    await again.stop()
+    first.stop()
+    assert heir.process is None
