@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
 import pytest
@@ -39,7 +39,7 @@ async def letters(dead_letters: DeadLetters, topic: str) -> list[Letter]:
         return []
 
 
-def buried(dead_letters: DeadLetters, topic: str, count: int) -> Callable[[], object]:
+def buried(dead_letters: DeadLetters, topic: str, count: int) -> Callable[[], Awaitable[bool]]:
     async def are_there() -> bool:
         return len(await letters(dead_letters, topic)) == count
 
@@ -289,4 +289,14 @@ async def test_a_letter_is_settled_only_where_the_broker_has_confirmed_it(
     broker.start()
     await back(bus)
     again = DeadLetters(await make_bus(), telemetry=silent_telemetry(), clock=SystemClock())
-    assert [each.state for each in await letters(again, topic)] == ["waiting"]
+    states: list[str] = []
+
+    async def answers() -> bool:
+        try:
+            states[:] = [each.state for each in await letters(again, topic)]
+        except BusUnavailable:
+            return False
+        return True
+
+    await eventually(answers)
+    assert states == ["waiting"]

@@ -290,12 +290,16 @@ async def test_a_connection_used_between_its_end_and_the_notice_of_it_is_unavail
     assert await labels(db) == []
 
 
+async def end_within_a_statement(db: Database) -> None:
+    async with db.session() as connection:
+        connection.terminate()
+        # What asyncpg says where the end comes after the preparation and before the run.
+        raise AttributeError("'NoneType' object has no attribute 'bind_execute'")
+
+
 async def test_a_connection_that_is_ended_within_a_statement_is_unavailable(db: Database) -> None:
     with pytest.raises(Unavailable):
-        async with db.session() as connection:
-            connection.terminate()
-            # What asyncpg says where the end comes after the preparation and before the run.
-            raise AttributeError("'NoneType' object has no attribute 'bind_execute'")
+        await end_within_a_statement(db)
     with pytest.raises(AttributeError):
         async with db.session():
             raise AttributeError("a mistake")

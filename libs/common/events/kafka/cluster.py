@@ -72,7 +72,9 @@ class Client(AIOKafkaClient):
     """A client that says when one of its connections was lost."""
 
     def __init__(self, lost: Callable[[], None], *, bootstrap_servers: str, **options: Any) -> None:
-        super().__init__(bootstrap_servers=bootstrap_servers, **options)
+        super().__init__(
+            bootstrap_servers=bootstrap_servers, connections_max_idle_ms=None, **options
+        )
         self._lost = lost
         self._options = options
         # Requests without an answer yet, and connections that are being made for them.
