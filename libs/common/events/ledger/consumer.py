@@ -320,6 +320,6 @@ class PartitionConsumer:
             self._measured = monotonic()
             try:
                 self._lag = await self._bus.lag(self._topic, self._group)
-            except Unavailable:
+            except (Unavailable, TopicUnknown):
                 return
         self._lag_gauge.set(self._lag or 0)
