@@ -57,6 +57,7 @@ e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a runni
 
 bench: setup ## the benchmarks; each ends with one line of JSON
 	@$(RUN) python -m bench.platform
+	@$(RUN) python -m bench.ingest
 
 clean: ## remove what was made: environment, tools, caches, data
 	@rm -rf .venv .tools .cache .data .coverage* .pytest_cache .mypy_cache .ruff_cache \

@@ -20,7 +20,8 @@ _WAITING = re.compile(
 _LINE = re.compile(r"(:\d+)?\)$")
 # What every stack begins with, and frames without a name.
 _COMMON = re.compile(
-    r"^(0x[0-9a-f]+ |_run_module_as_main|_run_code|<module>|Typer|Command|Context|get_callback|_main"
+    r"^(0x[0-9a-f]+ |_run_module_as_main|_run_code|<module>|Typer|Command|Context|get_callback"
+    r"|_main"
     r"|run_everything|run_all|run_named|run \(|Runner|run_until_complete|run_forever|Loop|uv_"
     r"|uv__|Py_|Thread\.|thread_run|_worker|_WorkItem|__Pyx|_?PyObject|Task|task_|Handle__|loop_cb"
     r"|start_thread|clone|main |_start|cfunction|method_vectorcall|context_run)"

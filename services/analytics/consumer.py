@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TOPIC = "usage.windows"
 # Little arrives for a minute that began so long ago.
 _OVER_FOR = timedelta(minutes=2)
+# Every row that is written again costs.
+_ROLL_UP_EVERY = timedelta(minutes=1)
 
 
 class WindowsConsumer:
@@ -33,6 +35,7 @@ class WindowsConsumer:
         self._store = store
         self._clock = clock
         self._partitions = partitions
+        self._rolled_up: datetime | None = None
         # What an earlier process left to add up is unknown.
         self._arrived = set(range(partitions))
 
@@ -52,8 +55,12 @@ class WindowsConsumer:
         if appended.rows:
             self._arrived.add(part)
 
-    async def gather(self) -> int:
-        """Add up what has arrived, partition by partition; returns how many wait again."""
+    async def roll_up(self) -> int:
+        """Add up what has arrived, and now and then move on what is over.
+
+        Returns:
+            Partitions in which something has arrived meanwhile.
+        """
         for part in sorted(self._arrived):
             self._arrived.discard(part)
             try:
@@ -61,13 +68,12 @@ class WindowsConsumer:
             except BaseException:
                 self._arrived.add(part)
                 raise
+        now = self._clock.now()
+        if self._rolled_up is None or now - self._rolled_up >= _ROLL_UP_EVERY:
+            for part in range(self._partitions):
+                await self._store.roll_up(part, now - _OVER_FOR)
+            self._rolled_up = now
         return len(self._arrived)
-
-    async def roll_up(self) -> None:
-        """Move the windows that are over on, in every partition."""
-        before = self._clock.now() - _OVER_FOR
-        for part in range(self._partitions):
-            await self._store.roll_up(part, before)
 
 
 class Forgetting:

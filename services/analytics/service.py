@@ -16,8 +16,7 @@ from services.analytics.rpc import AnalyticsServicer
 from services.analytics.store import RollupStore
 
 # Every row that is written again costs; every row that waits is read by each question.
-GATHER_EVERY = timedelta(seconds=5)
-ROLL_UP_EVERY = timedelta(seconds=60)
+ROLL_UP_EVERY = timedelta(seconds=5)
 
 
 async def build(runtime: Runtime) -> Parts:
@@ -40,7 +39,6 @@ async def build(runtime: Runtime) -> Parts:
                 apply=windows.append,
                 after=windows.appended,
             ),
-            Periodic("gathering", windows.gather, every=GATHER_EVERY),
             Periodic("rollup", windows.roll_up, every=ROLL_UP_EVERY),
             EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),
         ],

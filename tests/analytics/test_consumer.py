@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from common.clock import SystemClock
+from common.clock import ManualClock, SystemClock
 from common.events.bus import Record
 from common.events.ledger import RecordRefused
 from services.analytics.consumer import WindowsConsumer
 from services.analytics.store import Appended, RollupStore
 
 pytestmark = pytest.mark.store
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("value", [b"", b"{}", b"\x80", b"nonsense", b"\xc1"])
@@ -24,18 +25,35 @@ async def test_a_record_that_is_no_window_is_refused_and_named(service_database,
         await consumer.append(None, 0, [Record("usage.windows", 0, "17-0", "", value, {})])
 
 
-async def test_adding_up_ends_though_more_arrives_meanwhile():
-    class Busy:
-        moved: ClassVar[list[int]] = []
+class Moves:
+    """A store in which something arrives whenever something is added up."""
 
-        async def gather(self, part: int) -> int:
-            self.moved.append(part)
-            await consumer.appended(part, Appended(1, {}))
-            return 1
+    def __init__(self) -> None:
+        self.gathered: list[int] = []
+        self.rolled_up: list[tuple[int, datetime]] = []
+        self.consumer: WindowsConsumer | None = None
 
-        def remember(self, appended: Appended) -> None: ...
+    async def gather(self, part: int) -> int:
+        self.gathered.append(part)
+        assert self.consumer is not None
+        await self.consumer.appended(part, Appended(1, {}))
+        return 1
 
-    consumer = WindowsConsumer(Busy(), SystemClock(), partitions=2)
-    async with asyncio.timeout(5):
-        assert await consumer.gather() == 2
-    assert Busy.moved == [0, 1]
+    async def roll_up(self, part: int, before: datetime) -> int:
+        self.rolled_up.append((part, before))
+        return 0
+
+    def remember(self, appended: Appended) -> None: ...
+
+
+async def test_adding_up_ends_though_more_arrives_and_minutes_that_are_over_move_on_each_minute():
+    moves, clock = Moves(), ManualClock(NOW)
+    moves.consumer = consumer = WindowsConsumer(moves, clock, partitions=2)
+    for seconds in (0, 5, 54, 1, 5):
+        clock.advance(timedelta(seconds=seconds))
+        async with asyncio.timeout(5):
+            assert await consumer.roll_up() == 2
+
+    assert moves.gathered == [0, 1] * 5
+    over = [NOW + timedelta(seconds=seconds) - timedelta(minutes=2) for seconds in (0, 60)]
+    assert moves.rolled_up == [(0, over[0]), (1, over[0]), (0, over[1]), (1, over[1])]

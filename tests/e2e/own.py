@@ -11,6 +11,8 @@ from typing import Any
 from fleet.process import Platform
 
 START_PATIENCE = 240.0
+# For a platform of many processes: they start in half the time, and what is killed tells nothing.
+WITHOUT_COVERAGE = {"COVERAGE_PROCESS_CONFIG": ""}
 
 
 def free_port() -> int:

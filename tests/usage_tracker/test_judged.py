@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -192,6 +193,15 @@ def test_usual_events_are_all_plain() -> None:
         for metadata in (None, {"team": "search"})
     ]
     assert all(compare(body(events)))
+
+
+def test_a_day_that_does_not_exist_is_not_the_one_after() -> None:
+    march = dataclasses.replace(JUDGE, now=datetime(2026, 3, 2, tzinfo=UTC))
+    times = ["2026-02-28T12:00:00Z", "2026-02-29T12:00:00Z", "2026-03-00T12:00:00Z"]
+    fields = read_fields(body([event(timestamp=time) for time in times * FEWEST_FIELDS]))
+    assert fields is not None
+
+    assert judge_fields(march, fields)[1].tolist() == [True, False, False] * FEWEST_FIELDS
 
 
 def test_an_event_that_is_not_plain_leaves_the_others_as_they_are() -> None:

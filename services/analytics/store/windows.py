@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ import numpy as np
 
 from common.database import Scope
 from common.database.copying import CopyRows, copy_rows
+from common.threads import off_loop
 from services.analytics.domain import (
     DIMENSIONS,
     SUMS,
@@ -40,6 +40,8 @@ _DELTA_COLUMNS = (
 )
 _MINUTE_US = 60_000_000
 _MOST_SERIES = 100_000
+# So many take milliseconds.
+_MANY_DELTAS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ class RollupStore:
     async def _insert(
         self, connection: asyncpg.Connection, part: int, found: Sequence[Fresh]
     ) -> dict[SeriesKey, bytes]:
-        ids, new = await asyncio.to_thread(self._identified, found)
+        long = sum(map(len, found)) > _MANY_DELTAS
+        ids, new = await off_loop(long, self._identified, found)
         await connection.executemany(
             f"""INSERT INTO series (part, org_id, series_id, {", ".join(DIMENSIONS)})
                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
@@ -132,7 +135,7 @@ class RollupStore:
                 for key, series in new.items()
             ],
         )
-        rows = await asyncio.to_thread(_delta_rows, part, found, ids)
+        rows = await off_loop(long, _delta_rows, part, found, ids)
         await copy_rows(connection, "deltas", _DELTA_COLUMNS, rows)
         return new
 

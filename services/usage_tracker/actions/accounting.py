@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,13 +10,14 @@ from time import monotonic
 import numpy as np
 
 from common.database import Connection
+from common.threads import off_loop
 from services.usage_tracker.domain.columns import Batch, Integers
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import moment
 from services.usage_tracker.domain.pricing import DAY_US, PriceBook
 from services.usage_tracker.domain.records import UsageEvents
 from services.usage_tracker.domain.settling import Settled, settle
-from services.usage_tracker.store import UsageStore
+from services.usage_tracker.store import MANY_EVENTS, UsageStore
 
 # Hashes of identities, and when each was first accepted.
 Accepted = tuple[Hashes, Integers]
@@ -71,15 +71,16 @@ class Accounting:
         Returns:
             What the records came to, and the number of its last delta.
         """
-        batch = await asyncio.to_thread(_batch, records)
+        long = sum(data.columns.count for data in records) > MANY_EVENTS
+        batch = await off_loop(long, _batch, records)
         since = int(batch.numbers["received_at"].min()) - self._identity_us
-        asked = await asyncio.to_thread(self._maybe_known, part, batch, since, before)
+        asked = await off_loop(long, self._maybe_known, part, batch, since, before)
         known = (
             await self._store.first_acceptances(connection, part, batch, asked, moment(since))
             if asked
             else {}
         )
-        settled = await asyncio.to_thread(settle, batch, known, self._prices, self._identity_us)
+        settled = await off_loop(long, settle, batch, known, self._prices, self._identity_us)
         return settled, await self._store.append(connection, part, settled)
 
     async def remember(self, part: int, accepted: Sequence[Accepted]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from common.identity.access import AccessResolver
 from common.identity.call import Principal, permitted
 from common.ids import uuid7
 from common.telemetry import Telemetry, correlation_id
+from common.threads import off_loop
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.projects import Projects
 from services.usage_tracker.domain.columns import ID_BYTES, Columns, columns_of
@@ -40,9 +40,9 @@ PERMISSION = "events:write"
 P = ParamSpec("P")
 T = TypeVar("T")
 BATCH_SIZES = (1, 10, 30, 100, 300, 1_000, 3_000, 10_000)
-# Work on more bytes than these leaves the event loop; so many are an event's.
-_OFF_LOOP_BYTES = 64 * 1024
-_BYTES_EACH = 320
+# Bytes to read, and events to judge one by one, that take milliseconds.
+_LONG_BODY = 64 * 1024
+_MANY_EVENTS = 200
 
 Found = Sequence[Event | Rejection]
 Named = Iterable[str | None]
@@ -114,15 +114,16 @@ class Ingest:
             BusUnavailable: nothing was acknowledged; a repeat is safe.
             Unavailable: tenants cannot be checked, or the number of partitions is being changed.
         """
-        fields = await _off_loop(len(body), read_fields, body)
+        long = len(body) > _LONG_BODY
+        fields = await off_loop(long, read_fields, body)
         if fields is None:
-            return await self.send_found(principal, await _off_loop(len(body), read_batch, body))
+            return await self.send_found(principal, await off_loop(long, read_batch, body))
         self._sizes.observe(len(fields["event_id"]))
         tenancy = await self._tenancy(principal, fields["project_id"], fields["org_id"])
         layout = self._layouts.open()
         received_at = self._clock.now()
         judge = Judge(tenancy, received_at, self._raw_retention)
-        parts = await _off_loop(len(body), _parts_of_fields, judge, fields, body, layout.partitions)
+        parts = await off_loop(long, _parts_of_fields, judge, fields, body, layout.partitions)
         return await self._publish(principal, parts, received_at, layout)
 
     async def send_found(
@@ -146,9 +147,8 @@ class Ingest:
         layout = self._layouts.open()
         received_at = self._clock.now()
         judge = Judge(tenancy, received_at, self._raw_retention, name_event)
-        parts = await _off_loop(
-            len(found) * _BYTES_EACH, _parts_of_events, judge, found, layout.partitions
-        )
+        long = len(found) > _MANY_EVENTS
+        parts = await off_loop(long, _parts_of_events, judge, found, layout.partitions)
         return await self._publish(principal, parts, received_at, layout)
 
     async def _tenancy(
@@ -195,13 +195,6 @@ class Ingest:
         self._accepted.inc(parts.accepted)
         first = next(iter(parts.columns.values())).event_id[:ID_BYTES]
         return Taken(parts.accepted, parts.rejected, self._clock.now(), first)
-
-
-async def _off_loop(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """In a thread, where so many bytes take longer than the way there."""
-    if size > _OFF_LOOP_BYTES:
-        return await asyncio.to_thread(work, *args, **kwargs)
-    return work(*args, **kwargs)
 
 
 def _verdict(judge: Judge, event: Event | Rejection) -> Row | Rejection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from common.events.bus import Record
 from common.events.envelope import EventRefused, unpack
 from common.events.ledger import RecordRefused
 from common.telemetry import Telemetry
+from common.threads import off_loop
 from mindweave.usage_tracker.v1.events_pb2 import UsageConflict, UsageUnpriced
 from services.usage_tracker.actions.accounting import Accepted, Accounting
 from services.usage_tracker.actions.layout import Layouts
@@ -29,6 +29,8 @@ _logger = logging.getLogger(__name__)
 
 # What one transaction tells of: at most so many messages of each kind, so many ids in each.
 _MOST_TOLD = 100
+# Bytes that take milliseconds to read.
+_LONG_RECORDS = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ class EventsConsumer:
             sealer=self._db.sealer,
         )
         counted = Counted()
-        events = await asyncio.to_thread(_events, records)
+        long = sum(len(record.value) for record in records) > _LONG_RECORDS
+        events = await off_loop(long, _events, records)
         for chunk in _chunks(self._at_home(part, events), self._chunk_events):
             before = [hashes for hashes, _ in counted.accepted]
             settled, last = await self._accounting.count(connection, part, chunk, before)

@@ -21,11 +21,12 @@ from common.events.bus import Backoff, Bus, Outgoing
 from common.events.envelope import PACKED_HEADERS, Envelope, pack
 from common.ids import uuid7
 from common.telemetry import Telemetry
+from common.threads import off_loop
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.records import WINDOWS_TOPIC, windows_data, windows_partition
-from services.usage_tracker.store import UsageStore
+from services.usage_tracker.store import MANY_EVENTS, UsageStore
 
 _BATCH = 2_000
 _logger = logging.getLogger(__name__)
@@ -173,7 +174,8 @@ class WindowsRelay:
         for numbered in self._recent.following(part, self._numbers[part]):
             if self._ending.is_set():
                 return
-            records = await asyncio.to_thread(self._records_of, part, numbered)
+            long = len(numbered.deltas) > MANY_EVENTS
+            records = await off_loop(long, self._records_of, part, numbered)
             await self._send(part, records, numbered.last, len(numbered.deltas))
         while not self._ending.is_set():
             columns = await self._store.unsent(part, _BATCH)

@@ -1,6 +1,6 @@
 """All SQL of usage_tracker; a statement of the ledger touches one part."""
 
 from services.usage_tracker.store.layout import LayoutStore
-from services.usage_tracker.store.ledger import UsageStore, days_around
+from services.usage_tracker.store.ledger import MANY_EVENTS, UsageStore, days_around
 
-__all__ = ["LayoutStore", "UsageStore", "days_around"]
+__all__ = ["MANY_EVENTS", "LayoutStore", "UsageStore", "days_around"]

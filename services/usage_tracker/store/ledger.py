@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from common.database import Change, Connection, Database
 from common.database.copying import EPOCH_US, copy_rows, read_rows
+from common.threads import off_loop
 from common.timeseries import drop_partitions, ensure_partitions
 from services.usage_tracker.domain.columns import ID_BYTES, Batch, Integers, identity_hashes
 from services.usage_tracker.domain.identities import Hashes, Identities
@@ -37,6 +38,8 @@ from services.usage_tracker.store.walks import Walk
 
 EVENTS = "events"
 IDS = "event_ids"
+# More events than these take milliseconds wherever they are looked at.
+MANY_EVENTS = 500
 # Blocks of one step, which one statement reads in tens of milliseconds.
 FORGETTING = Walk("forget", 2048)
 
@@ -118,7 +121,8 @@ class UsageStore:
         Returns:
             The number of its last delta.
         """
-        ids, events = await asyncio.to_thread(_id_and_event_rows, part, settled)
+        long = settled.accepted.count > MANY_EVENTS
+        ids, events = await off_loop(long, _id_and_event_rows, part, settled)
         days = _days(settled.accepted.numbers["received_at"]) - self._ready_days
         for table in (EVENTS, IDS):
             await ensure_partitions(connection, table, days)
@@ -137,9 +141,7 @@ class UsageStore:
             settled.duplicates,
             settled.conflict_count,
         )
-        deltas = await asyncio.to_thread(
-            delta_rows, part, last - len(settled.deltas), settled.deltas
-        )
+        deltas = await off_loop(long, delta_rows, part, last - len(settled.deltas), settled.deltas)
         await copy_rows(connection, "deltas", DELTA_COLUMNS, deltas)
         return last
 
