@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -341,6 +342,28 @@ async def test_sketches_survive_the_roll_up(db, store):
     expected = dict(before)
     expected[last] = expected.get(last, 0) + 1
     assert after == expected
+
+
+async def test_a_long_sketch_is_merged_bin_by_bin(db, store):
+    books, expected = Books(), Counter()
+    end = START + timedelta(days=5)
+    for number in range(30):
+        record = books.windows(0, 1)
+        bins = [number % 7, 100 + number, 200 + number % 3]
+        for name in DIMENSIONS:
+            getattr(record.columns, name)[0] = "ok" if name == "status" else None
+        record.columns.minute[0] = int(START.timestamp()) // 60
+        record.columns.latency_bins[0], record.columns.latency_counts[0] = bins, [1, 2, 3]
+        expected.update(dict(zip(bins, [1, 2, 3], strict=True)))
+        await append(db, store, books, record)
+        await roll_up(store, books, START if number % 2 else EVER)
+
+    assert dict((await ask(store, books, START, end, "all")).totals.bins) == expected
+    async with db.session() as connection:
+        longest = await connection.fetchval(
+            "SELECT max(cardinality(latency_bins)) FROM months WHERE part = $1", books.part
+        )
+    assert len(expected) <= longest <= 64
 
 
 def test_series_of_other_dimensions_never_share_an_id():

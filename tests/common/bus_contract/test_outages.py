@@ -70,6 +70,15 @@ def longer(items: list[int], length: int) -> bool:
     return len(items) > length
 
 
+async def is_there(bus: Bus, topic: str, partition: int) -> bool:
+    """Whether a partition can be read again."""
+    try:
+        await bus.fetch(topic, partition, None, max_records=1, wait=0)
+    except BusUnavailable:
+        return False
+    return True
+
+
 async def test_no_confirmed_record_is_lost_with_a_killed_broker(
     broker: Broker, bus: Bus, topic: str
 ) -> None:
@@ -97,6 +106,8 @@ async def test_no_confirmed_record_is_lost_with_a_killed_broker(
         broker.start()
     stopping = True
     await asyncio.gather(*writers)
+    for partition in range(2):
+        await eventually(partial(is_there, bus, topic, partition))
     stored = [int(record.value) for p in range(2) for record in await read_all(bus, topic, p)]
     assert set(confirmed) <= set(stored)
     assert [await bus.birth(topic, p) for p in range(2)] == births
