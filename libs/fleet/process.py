@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -184,6 +185,14 @@ class Platform:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=STOP_PATIENCE)
         psutil.wait_procs(hanging, timeout=STOP_PATIENCE)
+
+    def kill_everything(self) -> None:
+        """Kill it and its servers at once (SIGKILL)."""
+        for process in self.processes():
+            # One ends with another.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(timeout=STOP_PATIENCE)
 
     def _hanging(self) -> list[psutil.Process]:
         """What it started, without the servers, which outlive it."""

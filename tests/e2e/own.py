@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fleet.process import Platform
 
 START_PATIENCE = 240.0
@@ -34,5 +36,9 @@ def own_platform(
             platform.wait_until_ready(START_PATIENCE)
             yield platform
     finally:
-        for left_behind in platform.processes():
-            left_behind.kill()
+        platform.kill_everything()
+
+
+def databases(platform: Platform) -> list[psutil.Process]:
+    """The processes of its PostgreSQL."""
+    return [p for p in platform.processes() if "postgres" in p.name()]

@@ -9,14 +9,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
-import psutil
 import pytest
 
 from fleet.process import Platform
 from fleet.replay import Sender, client, wait_until_fresh
 from tests.e2e.comparison import differences
 from tests.e2e.oracle import Oracle
-from tests.e2e.own import own_platform
+from tests.e2e.own import databases, own_platform
 from tests.e2e.tenant import tenant
 
 pytestmark = pytest.mark.e2e
@@ -29,10 +28,6 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
     limit = {"MINDWEAVE_STREAM_MAX_RECORDS": str(LIMIT)}
     with own_platform(tmp_path / "data", limit) as platform:
         yield platform
-
-
-def databases(platform: Platform) -> list[psutil.Process]:
-    return [p for p in platform.processes() if "postgres" in p.name()]
 
 
 def batch(size: int = 3) -> list[dict[str, object]]:

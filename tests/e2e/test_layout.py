@@ -186,9 +186,7 @@ def test_no_process_outlives_a_killed_one_and_a_new_start_finds_the_data(
 def test_a_new_start_finds_the_data_after_a_kill_of_everything(
     platform: Platform, user: User
 ) -> None:
-    for process in platform.processes():
-        process.kill()
-    platform.process.wait()
+    platform.kill_everything()
 
     platform.start()
     platform.wait_until_ready()
