@@ -91,21 +91,16 @@ class HttpConnections:
         reader, writer = (
             self._idle.pop() if self._idle else await asyncio.open_connection(*self._target)
         )
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        fields = {
-            name.lower(): value
-            for name, value in (line.split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
-        }
-        length = fields.get(b"content-length")
-        if length is None:
-            raise ConnectionError("an answer without a length")
-        body = await reader.readexactly(int(length))
-        if fields.get(b"connection", b"").lower() == b"close":
+        try:
+            answer = await _answer(reader, writer, request)
+        except BaseException:
+            writer.close()
+            raise
+        if answer.fields.get(b"connection", b"").lower() == b"close":
             writer.close()
         else:
             self._idle.append((reader, writer))
-        return Answer(int(head[9:12]), fields, body)
+        return answer
 
     async def get(self, head: bytes) -> Any:
         """The JSON of a 200; ``head`` is the whole request, its blank line included.
@@ -122,3 +117,18 @@ class HttpConnections:
         for _, writer in self._idle:
             writer.close()
             await writer.wait_closed()
+
+
+async def _answer(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+) -> Answer:
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    fields = {
+        name.lower(): value
+        for name, value in (line.split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+    }
+    length = fields.get(b"content-length")
+    if length is None:
+        raise ConnectionError("an answer without a length")
+    return Answer(int(head[9:12]), fields, await reader.readexactly(int(length)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from common.events.bus import Outgoing
 from common.events.kafka import KafkaBus
 from common.testing import silent_telemetry
 from fleet.embedded import DidNotStart, Kafka
+from tests.common.waiting import eventually
 
 # Takes the place of Maven: copies one jar, slowly, and notes that it ran.
 MAVEN = """#!/bin/sh
@@ -110,9 +112,26 @@ async def test_a_broker_is_found_again_and_started_again_with_its_data(tmp_path:
     first.start()
     assert first.pid != pid
     assert first.bootstrap == address
+    # As soon as it is told dead: its threads are still ending, and its ports are not free yet.
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    await eventually(lambda: first.process is None)
+    first.start()
+    assert first.bootstrap == address
     again = KafkaBus(address, telemetry=silent_telemetry())
     assert await again.end("topic", 0) == token
     await bus.stop()
     await again.stop()
     first.stop()
     assert heir.process is None
+
+
+@pytest.mark.unit
+def test_a_port_that_another_program_has_taken_is_left_to_it(tmp_path: Path) -> None:
+    folder = tmp_path / "kafka"
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        (folder / "server.properties").write_text(f"advertised.listeners=PLAINTEXT://{taken}\n")
+        assert Kafka(folder).bootstrap != taken
+    assert Kafka(folder).bootstrap == taken

@@ -9,6 +9,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -20,6 +21,7 @@ _LIBS = "MINDWEAVE_KAFKA_LIBS"
 _HOST = "127.0.0.1"
 # Below the range from which systems choose ports for clients, so that none of them sits there.
 _PORTS = range(20_000, 32_000)
+_PORT_SECONDS = 10.0
 
 _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
@@ -97,7 +99,7 @@ class Kafka(Daemon):
         self._options = options or {}
         self._configuration = folder / "server.properties"
         self._data = folder / "data"
-        self._port = self._stored_port() or _free_ports()
+        self._port = self._kept_port() or _free_ports()
 
     @property
     def bootstrap(self) -> str:
@@ -114,11 +116,10 @@ class Kafka(Daemon):
         """Fetch the program and format the folder, where that was not done yet.
 
         Raises:
-            DidNotStart: Java or Maven is not there or failed.
+            DidNotStart: Java or Maven is not there or failed, or a port is another program's.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (_is_free(self._port) and _is_free(self._port + 1)):
-            self._port = _free_ports()
+        self._wait_for_ports()
         self._configure(self._configuration, self._data)
         if not self._data.exists():
             self._format()
@@ -144,13 +145,23 @@ class Kafka(Daemon):
         except OSError:
             return False
 
-    def _stored_port(self) -> int | None:
+    def _kept_port(self) -> int | None:
+        """The folder's port, unless another program has taken it or its neighbour."""
         try:
             lines = self._configuration.read_text().splitlines()
         except FileNotFoundError:
             return None
         address = next(line for line in lines if line.startswith("advertised.listeners="))
-        return int(address.rpartition(":")[2])
+        port = int(address.rpartition(":")[2])
+        return port if self.process is not None or _are_free(port) else None
+
+    def _wait_for_ports(self) -> None:
+        """Clients were told the port; a broker that was killed keeps it for some milliseconds."""
+        deadline = time.monotonic() + _PORT_SECONDS
+        while not _are_free(self._port):
+            if time.monotonic() > deadline:
+                raise DidNotStart(f"kafka: another program is at {self.bootstrap} or the next port")
+            time.sleep(0.02)
 
     def _configure(self, file: Path, data: Path) -> None:
         options = _OPTIONS | {
@@ -237,9 +248,13 @@ def _free_ports() -> int:
     """The first of two neighbouring ports that nothing listens on now."""
     for _ in range(1000):
         port = secrets.choice(_PORTS)
-        if _is_free(port) and _is_free(port + 1):
+        if _are_free(port):
             return port
     raise DidNotStart(f"no two free ports between {_PORTS.start} and {_PORTS.stop}")
+
+
+def _are_free(port: int) -> bool:
+    return _is_free(port) and _is_free(port + 1)
 
 
 def _is_free(port: int) -> bool:
