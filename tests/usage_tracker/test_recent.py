@@ -18,8 +18,8 @@ def span(found: Numbered) -> tuple[int, int]:
     return found.first, found.last
 
 
-def after(recent: RecentDeltas, number: int) -> list[tuple[int, int]]:
-    return list(map(span, recent.following(0, number)))
+def after(recent: RecentDeltas, number: int, most: int = 100) -> list[tuple[int, int]]:
+    return list(map(span, recent.following(0, number, most)))
 
 
 def test_what_was_committed_comes_in_the_order_of_its_numbers_until_it_was_sent() -> None:
@@ -27,7 +27,7 @@ def test_what_was_committed_comes_in_the_order_of_its_numbers_until_it_was_sent(
     recent.add(0, numbered(1, 3))
     recent.add(0, numbered(4, 4))
 
-    assert span(next(recent.following(0, 0))) == (1, 3)
+    assert after(recent, 0) == [(1, 3), (4, 4)]
     assert after(recent, 0) == [(1, 3), (4, 4)]
     assert after(recent, 4) == []
     assert recent.added.is_set()
@@ -54,3 +54,13 @@ def test_only_so_much_is_kept_and_of_other_parts_nothing() -> None:
 
     recent.keep([1])
     assert after(recent, 32) == []
+
+
+def test_several_commits_come_together_up_to_so_many_deltas() -> None:
+    recent = RecentDeltas()
+    for first, last in ((1, 4), (5, 8), (9, 10), (11, 30)):
+        recent.add(0, numbered(first, last))
+
+    assert after(recent, 0, 8) == [(1, 4), (5, 8)]
+    assert after(recent, 8, 8) == [(9, 10)]
+    assert after(recent, 10, 8) == [(11, 30)]

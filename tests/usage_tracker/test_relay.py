@@ -7,17 +7,24 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 
 from common.clock import SystemClock
 from common.events.bus import Bus, Outgoing
+from common.events.envelope import unpack
 from common.testing import silent_telemetry
-from services.usage_tracker.consumer.recent import RecentDeltas
+from services.analytics.domain import Windows
+from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
+from services.usage_tracker.domain.pricing import PriceBook
+from services.usage_tracker.domain.records import windows_partition
+from services.usage_tracker.domain.settling import settle
 from services.usage_tracker.store import UsageStore
-from tests.usage_tracker.conftest import layouts_of
+from tests.usage_tracker.conftest import MakeArrived, layouts_of
+from tests.usage_tracker.plain import batch_of
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +35,7 @@ class Backlog:
     def __init__(self) -> None:
         self._numbers = count(1)
 
-    async def unsent(self, part: int, limit: int) -> dict[str, list[Any]]:
+    async def unsent(self, part: int, limit: int) -> dict[str, list[Any]] | None:
         numbers = [next(self._numbers) for _ in range(limit)]
         empty: dict[str, list[Any]] = {
             name: [None] * limit for name in ("model", "provider", "reason")
@@ -42,6 +49,19 @@ class Backlog:
         await asyncio.sleep(0)
 
     async def note_watermarks(self, watermarks: Mapping[int, datetime]) -> None: ...
+
+
+class Empty(Backlog):
+    """Nothing beyond what is in memory; knows up to which number was sent."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    async def unsent(self, part: int, limit: int) -> None:
+        return None
+
+    async def sent(self, part: int, seq: int) -> None:
+        self.last = seq
 
 
 class Taking:
@@ -65,21 +85,56 @@ class CaughtUp:
         return datetime(2026, 11, 21, tzinfo=UTC)
 
 
-async def test_a_stop_does_not_wait_for_a_backlog_and_leaves_its_watermark_unsent() -> None:
-    bus = Taking()
-    relay = WindowsRelay(
+def relay_of(bus: Taking, store: Backlog, recent: RecentDeltas) -> WindowsRelay:
+    return WindowsRelay(
         bus=cast(Bus, bus),
-        store=cast(UsageStore, Backlog()),
+        store=cast(UsageStore, store),
         progress=CaughtUp(),
         clock=SystemClock(),
         telemetry=silent_telemetry(),
         partitions=2,
         skew=timedelta(),
         layouts=layouts_of(2),
-        recent=RecentDeltas(),
+        recent=recent,
     )
+
+
+async def test_a_stop_does_not_wait_for_a_backlog_and_leaves_its_watermark_unsent() -> None:
+    bus = Taking()
+    relay = relay_of(bus, Backlog(), RecentDeltas())
     await relay.start()
     await bus.taken.wait()
     async with asyncio.timeout(5):
         await relay.stop()
     assert not any(b"watermarks\x81" in value for value in bus.values)
+
+
+async def test_what_many_commits_left_goes_as_one_record_to_each_partition(
+    arrived: MakeArrived,
+) -> None:
+    recent, expected = RecentDeltas(), []
+    orgs = [UUID(int=n).bytes for n in range(1, 5)]
+    number = 1
+    for _ in range(3):
+        batch = batch_of([arrived(org_id=org, event_id=uuid4().bytes) for org in orgs])
+        deltas = settle(batch, {}, PriceBook.bundled(), 1).deltas
+        recent.add(0, Numbered(number, deltas))
+        columns = deltas.columns(number, np.arange(len(deltas)))
+        expected += list(zip(columns["seq"], columns["org_id"], columns["cost_nano"], strict=True))
+        number += len(deltas)
+    bus, store = Taking(), Empty()
+
+    await relay_of(bus, store, recent).step()
+
+    found = [record for value in bus.values if (record := unpack(value, Windows)[1]).columns]
+    places = {windows_partition(UUID(bytes=org), 2) for org in orgs}
+    assert len(found) == len(places)
+    told = []
+    for windows in found:
+        columns = windows.columns
+        assert columns is not None
+        assert (windows.first, windows.last) == (columns.seq[0], columns.seq[-1])
+        assert columns.seq == sorted(columns.seq)
+        told += list(zip(columns.seq, columns.org_id, columns.cost_nano, strict=True))
+    assert sorted(told) == expected
+    assert store.last == number - 1

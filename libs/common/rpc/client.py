@@ -193,7 +193,10 @@ class UnaryMethod:
             return answer, sent
         except grpc.aio.AioRpcError as error:
             code = error.code()
-            outcome = Outcome.ANSWERED if is_answer(error) else _of_silence(code, began)
+            outcome = Outcome.ANSWERED
+            if not is_answer(error):
+                outcome = _of_silence(code, began)
+                self._tell_of_silence(error, began)
             self._raise(error, headers.get(CALLER, ""))
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
@@ -205,6 +208,15 @@ class UnaryMethod:
             self._seconds.of(
                 callee=operation.service, method=operation.label, code=code.name
             ).observe(time.monotonic() - began)
+
+    def _tell_of_silence(self, error: grpc.aio.AioRpcError, began: float) -> None:
+        self._telemetry.log.warning(
+            "a callee did not answer",
+            operation=self._operation.name,
+            code=error.code().name,
+            reason=error.details(),
+            seconds=round(time.monotonic() - began, 3),
+        )
 
     def _raise(self, rpc_error: grpc.aio.AioRpcError, token: str) -> NoReturn:
         error = error_of(rpc_error)

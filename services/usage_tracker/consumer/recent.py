@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 from services.usage_tracker.domain.windows import Deltas
@@ -46,17 +46,23 @@ class RecentDeltas:
             waiting.popleft()
         self.added.set()
 
-    def following(self, part: int, number: int) -> Iterator[Numbered]:
-        """What is kept from the number after this one on, without a gap."""
+    def following(self, part: int, number: int, most: int) -> list[Numbered]:
+        """The commits from the number after this one on, without a gap.
+
+        One at least where there is one; no more than ``most`` deltas where there are several.
+        """
         waiting = self._waiting[part]
-        while waiting:
-            if waiting[0].first <= number:
-                waiting.popleft()
-            elif waiting[0].first == number + 1:
-                number = waiting[0].last
-                yield waiting[0]
-            else:
-                return
+        while waiting and waiting[0].first <= number:
+            waiting.popleft()
+        found: list[Numbered] = []
+        for numbered in waiting:
+            if numbered.first != number + 1:
+                break
+            if found and numbered.last - found[0].first >= most:
+                break
+            found.append(numbered)
+            number = numbered.last
+        return found
 
     def keep(self, parts: Collection[int]) -> None:
         """Forget what was committed to other parts."""

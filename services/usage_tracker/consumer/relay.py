@@ -171,12 +171,12 @@ class WindowsRelay:
         """What is kept in memory; then whatever the database has beyond that."""
         if part not in self._numbers:
             self._numbers[part] = await self._store.sent_up_to(part)
-        for numbered in self._recent.following(part, self._numbers[part]):
+        while found := self._recent.following(part, self._numbers[part], _BATCH):
             if self._ending.is_set():
                 return
-            long = len(numbered.deltas) > MANY_EVENTS
-            records = await off_loop(long, self._records_of, part, numbered)
-            await self._send(part, records, numbered.last, len(numbered.deltas))
+            count = sum(len(numbered.deltas) for numbered in found)
+            records = await off_loop(count > MANY_EVENTS, self._records_of, part, found)
+            await self._send(part, records, found[-1].last, count)
         while not self._ending.is_set():
             columns = await self._store.unsent(part, _BATCH)
             if columns is None:
@@ -192,21 +192,26 @@ class WindowsRelay:
         self._numbers[part] = last
         self._sent.inc(count)
 
-    def _records_of(self, part: int, numbered: Numbered) -> list[Outgoing]:
+    def _records_of(self, part: int, found: Sequence[Numbered]) -> list[Outgoing]:
         """The same as ``_records``, of deltas in memory."""
-        first, deltas = numbered
-        orgs = deltas.dimensions["org_id"]
-        places = np.array(
-            [windows_partition(UUID(bytes=org), self._partitions) for org in orgs.values]
-        )[orgs.codes]
-        found = []
-        for partition in np.unique(places).tolist():
-            chosen = np.flatnonzero(places == partition)
-            found += [
-                self._outgoing(part, deltas.columns(first, some), partition)
-                for some in np.split(chosen, range(_BATCH, len(chosen), _BATCH))
-            ]
-        return found
+        columns: defaultdict[int, defaultdict[str, list[Any]]]
+        columns = defaultdict(lambda: defaultdict(list))
+        for first, deltas in found:
+            orgs = deltas.dimensions["org_id"]
+            places = np.array(
+                [windows_partition(UUID(bytes=org), self._partitions) for org in orgs.values]
+            )[orgs.codes]
+            for partition in np.unique(places).tolist():
+                chosen = np.flatnonzero(places == partition)
+                for name, values in deltas.columns(first, chosen).items():
+                    columns[partition][name] += values
+        return [
+            self._outgoing(
+                part, {name: values[start : start + _BATCH] for name, values in some.items()}, at
+            )
+            for at, some in columns.items()
+            for start in range(0, len(some["seq"]), _BATCH)
+        ]
 
     async def _send_watermarks(self, watermarks: Mapping[int, datetime]) -> None:
         marks = {p: microseconds(at) for p, at in watermarks.items()}
