@@ -1,0 +1,1 @@
+"""A package, so that the platform of its fixtures ends with the last of its tests."""
