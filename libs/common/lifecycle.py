@@ -61,7 +61,12 @@ class _Member:
     runtime: Runtime
     parts: Parts
     database: Database | None
-    tasks: list[Background] = field(default_factory=list)
+    serving: list[Background] = field(default_factory=list)
+    working: list[Background] = field(default_factory=list)
+
+    @property
+    def tasks(self) -> list[Background]:
+        return self.serving + self.working
 
     @property
     def name(self) -> str:
@@ -158,8 +163,10 @@ class Host:
             for task in member.tasks:
                 self._started.append(task)
                 await task.start()
-        await self._wait("parts", self._require_ready_tasks)
+        # What it answers does not wait until its consumers have their places.
+        await self._wait("parts that serve", partial(self._require_ready, working=False))
         await self._rpc.serve(True)
+        await self._wait("parts", self._require_ready)
         self._phase = "running"
         self._telemetry.log.info("ready", services=[member.name for member in self._members])
 
@@ -236,12 +243,12 @@ class Host:
         database = await runtime.database() if service.migrations is not None else None
         member = _Member(service, roles, runtime, parts, database)
         if Role.SERVE in roles:
-            member.tasks += parts.serving
+            member.serving += parts.serving
             self._serve(member)
         if Role.WORK in roles:
-            member.tasks += parts.tasks
+            member.working += parts.tasks
             if database is not None:
-                member.tasks += [Relay(database, runtime.bus), housekeeping(database)]
+                member.working += [Relay(database, runtime.bus), housekeeping(database)]
         return member
 
     @property
@@ -272,7 +279,7 @@ class Host:
         chosen = next((member for member in facing if member.name == _EDGE), facing[0])
         apps = [member.parts.app for member in facing if member.parts.app is not None]
         edge = Edge(chosen.runtime, apps, self.health, dead=self.dead)
-        chosen.tasks += edge.tasks
+        chosen.serving += edge.tasks
         self._http = HttpServer(
             edge,
             settings.listen,
@@ -312,11 +319,11 @@ class Host:
             partitions = counts.get(topic, _EVENT_PARTITIONS)
             await runtime.bus.declare(topic, partitions, _KEPT_FOR.get(topic, ()))
 
-    async def _require_ready_tasks(self) -> None:
+    async def _require_ready(self, working: bool = True) -> None:
         waiting = [
             f"{member.name} {task.name}: {task.status().detail}"
             for member in self._members
-            for task in member.tasks
+            for task in (member.tasks if working else member.serving)
             if not task.status().ready
         ]
         if waiting:

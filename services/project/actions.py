@@ -138,7 +138,7 @@ class ProjectActions:
 
     async def resolve(self, ids: Sequence[UUID]) -> list[tuple[UUID, UUID, UUID | None]]:
         """Id, organization and team of the projects among ``ids`` that there are."""
-        async with self._database.read(Scope()) as connection:
+        async with self._database.session() as connection:
             return await ProjectStore(connection).resolve(ids)
 
     async def remove_org(self, change: Change, org_id: UUID) -> None:

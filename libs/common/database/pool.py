@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum
 from time import monotonic, perf_counter
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -27,7 +27,7 @@ from common.database.connection import (
     using,
 )
 from common.database.idempotency import claim
-from common.database.scope import Scope, bind
+from common.database.scope import Scope, bound
 from common.identity.call import Call, current_call_or_none
 from common.identity.sealing import Sealer
 from common.telemetry import SpanKind, Telemetry
@@ -144,8 +144,7 @@ class Database:
         return self._transaction(
             "read",
             scope or Scope.of(current_call_or_none()),
-            isolation="repeatable_read",
-            readonly=True,
+            "ISOLATION LEVEL REPEATABLE READ READ ONLY",
         )
 
     @asynccontextmanager
@@ -214,7 +213,9 @@ class Database:
             self.telemetry.log.warning("a connection was closed", error=repr(error))
 
     @asynccontextmanager
-    async def _transaction(self, kind: str, scope: Scope, **mode: Any) -> AsyncIterator[Connection]:
+    async def _transaction(
+        self, kind: str, scope: Scope, mode: str = ""
+    ) -> AsyncIterator[Connection]:
         about = {
             "db.system.name": "postgresql",
             "db.namespace": self.name,
@@ -223,8 +224,7 @@ class Database:
         with self.telemetry.span(f"{kind} {self.name}", kind=SpanKind.CLIENT, attributes=about):
             async with self.session() as connection:
                 with self._held.of(kind=kind).time():
-                    async with connection.transaction(**mode):
-                        await bind(connection, scope)
+                    async with bound(connection, scope, mode):
                         yield connection
 
 

@@ -40,6 +40,14 @@ class _Known:
         return timedelta() <= now - self.asked < _STANDS
 
 
+@dataclass(eq=False, slots=True)
+class _Question:
+    """One that is on its way; what is forgotten meanwhile makes its answer outdated."""
+
+    user_id: UUID | None
+    outdated: bool = False
+
+
 class AccessResolver:
     """Asks team for a caller's roles and remembers the answer.
 
@@ -51,7 +59,7 @@ class AccessResolver:
         self._team = team
         self._clock = clock
         self._known: OrderedDict[_Key, _Known] = OrderedDict()
-        self._evictions = 0
+        self._questions: set[_Question] = set()
 
     async def resolve(
         self,
@@ -100,7 +108,8 @@ class AccessResolver:
 
     def evict(self, *, user_id: UUID | None = None, org_id: UUID | None = None) -> None:
         """Forget what is known of a user, of an organization, or of the one in the other."""
-        self._evictions += 1
+        for question in self._questions:
+            question.outdated |= user_id is None or question.user_id == user_id
         for key, known in list(self._known.items()):
             of_user = user_id is None or known.user_id == user_id
             of_org = org_id is None or org_id in known.roles
@@ -108,17 +117,21 @@ class AccessResolver:
                 del self._known[key]
 
     async def _ask(self, principal: Principal, key: _Key, wanted: frozenset[UUID]) -> Roles:
-        asked, evictions = self._clock.now(), self._evictions
+        asked, question = self._clock.now(), _Question(principal.user_id)
+        self._questions.add(question)
         service = principal.kind == "service"
         named: Sequence[str] = sorted(map(str, wanted)) if service else ()
-        answer = await self._team.ResolveAccess(
-            ResolveAccessRequest(org_ids=named),
-            timeout=_ASK_SECONDS,
-            metadata=() if service else (("authorization", f"Bearer {principal.token}"),),
-        )
+        try:
+            answer = await self._team.ResolveAccess(
+                ResolveAccessRequest(org_ids=named),
+                timeout=_ASK_SECONDS,
+                metadata=() if service else (("authorization", f"Bearer {principal.token}"),),
+            )
+        finally:
+            self._questions.discard(question)
         roles = MappingProxyType({UUID(found.org_id): found.role for found in answer.access})
         # What was forgotten meanwhile must not come back with an answer from before.
-        if roles and evictions == self._evictions:
+        if roles and not question.outdated:
             self._known[key] = _Known(roles, principal.user_id, asked, asked + _FRESH)
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)

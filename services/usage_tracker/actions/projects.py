@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from contextvars import Context
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -18,20 +21,22 @@ STANDS = timedelta(seconds=60)
 _ASK_SECONDS = 2.0
 _PAGE = 500
 _REMEMBERED = 50_000
+_log = logging.getLogger(__name__)
 
 
 class Projects:
     """Asks for projects and remembers the answers.
 
     An answer is used for 3 s. That a project does not exist is never remembered. While the project
-    service is down, an answer of the last 60 s stands.
+    service is down, an answer of the last 60 s stands. One question at a time is asked about a
+    project, whoever waits for it.
     """
 
     def __init__(self, stub: ProjectServiceStub, clock: Clock) -> None:
         self._stub = stub
         self._clock = clock
         self._known: OrderedDict[UUID, tuple[Project, datetime]] = OrderedDict()
-        self._evictions = 0
+        self._asking: dict[UUID, asyncio.Task[dict[UUID, Project]]] = {}
 
     async def resolve(self, ids: Collection[UUID]) -> dict[UUID, Project]:
         """The projects that exist, by id.
@@ -44,19 +49,23 @@ class Projects:
         if not missing:
             return found
         try:
-            return found | await self._ask(missing)
+            return found | await self._answers(missing)
         except (Unavailable, DeadlineExceeded) as error:
             stale = self._remembered(missing, STANDS)
             if len(stale) < len(missing):
+                _log.warning("projects cannot be checked: %s", error)
                 raise Unavailable("Projects cannot be checked now.", retry_after=1) from error
             return found | stale
 
     def evict(self, *, project_id: UUID | None = None, org_id: UUID | None = None) -> None:
-        """Forget a project, or all of an organization."""
-        self._evictions += 1
-        for known, _ in list(self._known.values()):
-            if known.project_id == project_id or known.org_id == org_id:
-                del self._known[known.project_id]
+        """Forget a project, or all of an organization; also answers that are on their way."""
+        if project_id is not None:
+            self._known.pop(project_id, None)
+            self._asking.pop(project_id, None)
+        if org_id is not None:
+            self._asking.clear()
+            for i in [i for i, (known, _) in self._known.items() if known.org_id == org_id]:
+                del self._known[i]
 
     def _remembered(self, ids: Collection[UUID], age: timedelta) -> dict[UUID, Project]:
         now = self._clock.now()
@@ -66,26 +75,37 @@ class Projects:
             if i in self._known and timedelta() <= now - self._known[i][1] < age
         }
 
+    async def _answers(self, ids: Sequence[UUID]) -> dict[UUID, Project]:
+        new = [i for i in ids if i not in self._asking]
+        for start in range(0, len(new), _PAGE):
+            page = new[start : start + _PAGE]
+            # Nothing of the request that happens to ask (its user, its deadline) goes with it.
+            task = asyncio.create_task(self._ask(page), context=Context())
+            self._asking |= dict.fromkeys(page, task)
+        tasks = dict.fromkeys(self._asking[i] for i in ids)
+        answers = await asyncio.gather(*map(asyncio.shield, tasks))
+        wanted = set(ids)
+        return {i: p for answer in answers for i, p in answer.items() if i in wanted}
+
     async def _ask(self, ids: Sequence[UUID]) -> dict[UUID, Project]:
-        asked, evictions = self._clock.now(), self._evictions
-        found: dict[UUID, Project] = {}
-        for start in range(0, len(ids), _PAGE):
+        asked, me = self._clock.now(), asyncio.current_task()
+        try:
             answer = await self._stub.ResolveProjects(
-                ResolveProjectsRequest(ids=[str(i) for i in ids[start : start + _PAGE]]),
-                timeout=_ASK_SECONDS,
+                ResolveProjectsRequest(ids=[str(i) for i in ids]), timeout=_ASK_SECONDS
             )
-            found |= {p.project_id: p for p in map(_project, answer.projects)}
-        # What was evicted meanwhile must not come back with an answer from before.
-        if evictions == self._evictions:
-            for project in found.values():
-                self._known[project.project_id] = (project, asked)
-                self._known.move_to_end(project.project_id)
+            found = {p.project_id: p for p in map(_project, answer.projects)}
+            # What was evicted meanwhile must not come back with an answer from before.
+            for i in [i for i in ids if self._asking.get(i) is me]:
+                self._known.pop(i, None)
+                if i in found:
+                    self._known[i] = (found[i], asked)
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-        for i in ids:
-            if i not in found:
-                self._known.pop(i, None)
-        return found
+            return found
+        finally:
+            for i in ids:
+                if self._asking.get(i) is me:
+                    del self._asking[i]
 
 
 def _project(message: ResolvedProject) -> Project:

@@ -95,7 +95,14 @@ def eviction(projects: Projects, access: AccessResolver) -> Callable[[Record], A
         if isinstance(message, OrgDeleted):
             projects.evict(org_id=UUID(message.org_id))
             access.evict(org_id=UUID(message.org_id))
-        elif isinstance(message, ProjectDeleted | ProjectUpdated):
+        elif isinstance(message, ProjectDeleted) or (
+            isinstance(message, ProjectUpdated) and _moves(message)
+        ):
             projects.evict(project_id=UUID(message.project_id))
 
     return evict
+
+
+def _moves(message: ProjectUpdated) -> bool:
+    """Whether it may tell of another team; what else changes is nothing to us."""
+    return not message.fields or "team_id" in message.fields
