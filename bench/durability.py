@@ -17,18 +17,27 @@ async def durability(facts: dict[str, Any]) -> dict[str, str]:
     found = {name: await connection.fetchval(f"SHOW {name}") for name in _POSTGRES}
     await connection.close()
     if facts.get("kafka_brokers"):
-        return found | await _kafka(facts["kafka_brokers"])
+        return found | await _kafka(facts)
     async with Redis.from_url(facts["redis_url"]) as broker:
         told = await broker.config_get("append*")
     return found | {name: told[name] for name in ("appendonly", "appendfsync")}
 
 
-async def _kafka(brokers: str) -> dict[str, str]:
+async def _kafka(facts: dict[str, Any]) -> dict[str, str]:
     """The broker's settings; the producer's ``acks=all`` is the driver's and no setting."""
     from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    from common.events.kafka import Access
+
+    access = Access(
+        facts["kafka_brokers"],
+        facts["kafka_security_protocol"],
+        facts["kafka_sasl_mechanism"],
+        facts["kafka_username"],
+        facts["kafka_password"],
+    )
+    admin = AIOKafkaAdminClient(**access.options())
     await admin.start()
     try:
         node = (await admin.describe_cluster())["brokers"][0]["node_id"]

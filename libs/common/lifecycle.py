@@ -355,6 +355,10 @@ class Host:
             again = min(2 * again, _AGAIN_AT_MOST)
 
     async def _health_of(self, member: _Member) -> ServiceHealth:
+        if self._phase == "stopping":
+            # At once, and whatever the state of the others: who hears it goes elsewhere.
+            ending = PartHealth("process", False, "is ending")
+            return ServiceHealth(member.name, False, self._version, [ending])
         probes = member.runtime.probes.items()
         parts = list(await asyncio.gather(*(_probe(name, probe) for name, probe in probes)))
         for task in member.tasks:

@@ -50,6 +50,8 @@ class Limits(BaseModel):
     failed_logins: int = Field(default=10, gt=0)
     failed_logins_seconds: int = Field(default=300, gt=0)
     requests_per_second: int = Field(default=2000, gt=0)
+    # Of one address: those that only auth could tell from right ones, each counted once.
+    failed_credentials_per_minute: int = Field(default=60, gt=0)
     # Of all clients of one HTTP address together.
     connections: int = Field(default=4000, gt=0)
 

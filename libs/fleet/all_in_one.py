@@ -17,7 +17,7 @@ from common.settings import Settings
 from common.telemetry import configure_logs
 from fleet.migrate import migrate_all
 from fleet.running import until_asked_to_end
-from fleet.services import load, owners
+from fleet.services import load
 from fleet.surroundings import Surroundings, surroundings, watch
 
 LAYOUT = "all"
@@ -89,9 +89,3 @@ def _announce(host: Host, found: Surroundings) -> None:
         "data": str(found.folder.path),
     }
     print("\n".join(f"{name:<10}{text}" for name, text in lines.items()), flush=True)
-
-
-def run_migrations(data: Path) -> dict[str, list[str]]:
-    """Migrate every service's database; what was applied, by service."""
-    with surroundings(data) as found:
-        return asyncio.run(migrate_all(owners(), found.settings))

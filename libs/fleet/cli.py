@@ -147,9 +147,12 @@ def run_services(names: Annotated[list[str], typer.Argument(metavar="NAME[:ROLE]
 
 @app.command()
 def migrate(data: Data = DEFAULT_DATA) -> None:
-    """Bring every service's database up to date, and say what was applied."""
+    """Bring every service's database up to date, and say what was applied.
+
+    Of the databases that settings name; where they name none, of those in --data.
+    """
     with _told_in_a_line():
-        from fleet.all_in_one import run_migrations
+        from fleet.migrate import run_migrations
 
         for service, applied in run_migrations(data).items():
             print(f"{service}: {', '.join(applied) or 'up to date'}")

@@ -251,7 +251,7 @@ def broker_settings(data: Path) -> Settings:
         SettingsError: a setting is wrong.
     """
     from common.settings import PREFIX, load_settings
-    from fleet.embedded.folder import read_run
+    from fleet.embedded.folder import broker_of, read_run
     from fleet.status import NotRunning
 
     given: dict[str, Any] = {}
@@ -260,8 +260,8 @@ def broker_settings(data: Path) -> Settings:
         given["secret"] = secrets.token_hex(32)
     settings = load_settings(**given)
     run = read_run(data) or {}
-    if settings.kafka_brokers is None and run.get("kafka_brokers"):
-        return settings.model_copy(update={"kafka_brokers": run["kafka_brokers"]})
+    if settings.kafka_brokers is None and broker_of(run):
+        return settings.model_copy(update=broker_of(run))
     if settings.kafka_brokers is None and settings.redis_url is None:
         if not run.get("redis_url"):
             raise NotRunning(

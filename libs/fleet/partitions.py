@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -19,7 +18,8 @@ from common.events.drivers import bus_for
 from common.identity.sealing import Sealer
 from common.settings import PREFIX, Settings, load_settings, sealing_key
 from common.telemetry import Metrics, Telemetry, Tracing, configure_logs
-from fleet.embedded.folder import read_run
+from fleet.embedded.folder import broker_of, read_run
+from fleet.environment import secret_is_set
 from fleet.status import NotRunning
 from services.usage_tracker.actions.layout import publishers
 from services.usage_tracker.actions.repartitioning import Repartition
@@ -71,13 +71,15 @@ async def _change(wanted: int, settings: Settings, tell: Callable[[str], None]) 
 def _settings(data: Path) -> Settings:
     run = read_run(data) or {}
     given: dict[str, Any] = {}
-    if not {f"{PREFIX}SECRET", f"{PREFIX}CONFIG"} & os.environ.keys():
+    if not secret_is_set():
         if not run:
             raise NotRunning(f"No platform runs in {data}, and {PREFIX}SECRET is not set.")
         given["secret"] = (data / "secret").read_text().strip()
     settings = load_settings(**given)
-    names = ("database_url", "kafka_brokers", "redis_url")
+    names = ("database_url", "redis_url")
     found = {n: run[n] for n in names if run.get(n) and getattr(settings, n) is None}
+    if settings.kafka_brokers is None:
+        found |= broker_of(run)
     settings = settings.model_copy(update=found)
     if settings.database_url is None and _SERVICE not in settings.database_urls:
         raise NotRunning(f"No platform runs in {data}, and DATABASE_URL is not set.")

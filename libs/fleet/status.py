@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xmlrpc.client import Error as RemoteError
+from xmlrpc.client import Fault
 
 import httpx
 from rich.console import Console
@@ -79,7 +79,7 @@ def _states(supervisor: str) -> dict[str, str]:
     """What the supervisor says of each process, such as "backoff: Exited too quickly"."""
     try:
         found = Remote(supervisor).processes()
-    except (OSError, RemoteError):
+    except (OSError, Fault):
         return {}
     return {p["name"]: f"{p['statename'].lower()}: {p['description']}" for p in found}
 

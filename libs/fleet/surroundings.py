@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from common.settings import PREFIX, Settings, SettingsError, load_settings
+from common.settings import Settings, SettingsError, load_settings
 from fleet.embedded import DataFolder, DidNotStart, Kafka, Postgres, Valkey
 from fleet.embedded.daemon import Daemon
-from fleet.embedded.folder import start_together
+from fleet.embedded.folder import KAFKA_ACCESS, start_together
+from fleet.environment import secret_is_set
 from fleet.services import owners
 
 REDIS_STREAMS = "redis-streams"
@@ -43,7 +43,7 @@ class Surroundings:
                 case Postgres():
                     found["database_url"] = server.admin_dsn
                 case Kafka():
-                    found["kafka_brokers"] = server.bootstrap
+                    found |= server.access
                 case Valkey():
                     found["cache_url" if server.name == CACHE else "redis_url"] = server.url
         self.settings = self.settings.model_copy(update=found)
@@ -61,7 +61,7 @@ class Surroundings:
             "database_url": self.settings.database_url,
             "redis_url": self.settings.redis_url,
             "cache_url": self.settings.cache_url,
-            "kafka_brokers": self.settings.kafka_brokers,
+            **{name: getattr(self.settings, name) for name in KAFKA_ACCESS},
         }
 
 
@@ -80,23 +80,47 @@ def surroundings(data: Path, broker: str | None = None, **given: Any) -> Iterato
         SettingsError: a setting is wrong.
         DidNotStart: an embedded server did not come up.
     """
-    folder = DataFolder(data)
+    with (
+        closing(DataFolder(data)) as folder,
+        _started(_configure(folder, broker, **given)) as found,
+    ):
+        yield found
+
+
+@contextmanager
+def own_database(data: Path) -> Iterator[Settings]:
+    """Hold the data folder, and start its PostgreSQL alone; both end with the block.
+
+    Raises:
+        InUse: another process holds the folder.
+        SettingsError: a setting is wrong.
+        DidNotStart: PostgreSQL did not come up.
+    """
+    with closing(DataFolder(data)) as folder:
+        alone = Surroundings(folder, _settings(folder), "", [folder.postgres()])
+        with _started(alone) as found:
+            yield found.settings
+
+
+@contextmanager
+def _started(found: Surroundings) -> Iterator[Surroundings]:
     try:
-        found = _configure(folder, broker, **given)
-        try:
-            start_together(found.servers)
-            found.name_servers()
-            yield found
-        finally:
-            found.stop()
+        start_together(found.servers)
+        found.name_servers()
+        yield found
     finally:
-        folder.close()
+        found.stop()
+
+
+def _settings(folder: DataFolder, **given: Any) -> Settings:
+    """Those of this run; the folder's secret is for where no other is set."""
+    if not secret_is_set():
+        given.setdefault("secret", folder.secret)
+    return load_settings(data=folder.path, **given)
 
 
 def _configure(folder: DataFolder, broker: str | None, **given: Any) -> Surroundings:
-    if f"{PREFIX}SECRET" not in os.environ:
-        given.setdefault("secret", folder.secret)
-    settings = load_settings(data=folder.path, **given)
+    settings = _settings(folder, **given)
     chosen = _chosen(broker, settings)
     servers: list[Daemon] = []
     if settings.database_url is None and not all(
@@ -132,10 +156,11 @@ async def watch(servers: Sequence[Daemon]) -> None:
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
         for server in servers:
-            if server.process is not None:
-                continue
-            log.error("an embedded server ended and is started again", server=server.name)
             try:
-                await asyncio.to_thread(server.start)
+                if server.process is None:
+                    log.error("an embedded server ended and is started again", server=server.name)
+                    await asyncio.to_thread(server.start)
             except (DidNotStart, OSError) as error:
                 log.error("an embedded server does not start", error=str(error))
+            except Exception:
+                log.exception("an embedded server cannot be looked after", server=server.name)

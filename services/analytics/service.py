@@ -13,10 +13,11 @@ from common.service import Parts, Runtime, Service
 from services.analytics.actions import Reports
 from services.analytics.consumer import TOPIC, Forgetting, WindowsConsumer
 from services.analytics.rpc import AnalyticsServicer
-from services.analytics.store import RollupStore
+from services.analytics.store import DeletedOrgs, RollupStore
 
 # Every row that is written again costs; every row that waits is read by each question.
 ROLL_UP_EVERY = timedelta(seconds=5)
+FORGET_EVERY = timedelta(seconds=5)
 
 
 async def build(runtime: Runtime) -> Parts:
@@ -25,7 +26,7 @@ async def build(runtime: Runtime) -> Parts:
     partitions = settings.windows_partitions
     store = RollupStore(db)
     windows = WindowsConsumer(store, runtime.clock, partitions)
-    forgetting = Forgetting(store, partitions)
+    forgetting = Forgetting(DeletedOrgs(db), runtime.clock, partitions)
     reports = Reports(store, runtime.clock, runtime.cache, partitions)
     return Parts(
         servicers=[("mindweave.analytics.v1.AnalyticsService", AnalyticsServicer(reports))],
@@ -40,6 +41,7 @@ async def build(runtime: Runtime) -> Parts:
                 after=windows.appended,
             ),
             Periodic("rollup", windows.roll_up, every=ROLL_UP_EVERY),
+            Periodic("deletions", forgetting.step, every=FORGET_EVERY),
             EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),
         ],
     )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 
 from common.clock import ManualClock, SystemClock
+from common.database import Scope
 from common.events.bus import Record
+from common.events.envelope import envelope_for
 from common.events.ledger import RecordRefused
-from services.analytics.consumer import WindowsConsumer
-from services.analytics.store import Appended, RollupStore
+from mindweave.account.v1.events_pb2 import OrgDeleted
+from services.analytics.consumer import Forgetting, WindowsConsumer
+from services.analytics.store import Appended, DeletedOrgs, RollupStore
 
 pytestmark = pytest.mark.store
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -23,6 +27,23 @@ async def test_a_record_that_is_no_window_is_refused_and_named(service_database,
     consumer = WindowsConsumer(store, SystemClock(), partitions=1)
     with pytest.raises(RecordRefused, match=r"usage\.windows/0 17-0"):
         await consumer.append(None, 0, [Record("usage.windows", 0, "17-0", "", value, {})])
+
+
+async def test_a_deletion_is_noted_at_once_and_carried_out_when_all_have_seen_the_note(
+    service_database,
+):
+    db, clock = await service_database("analytics"), ManualClock(NOW)
+    forgetting = Forgetting(DeletedOrgs(db), clock, partitions=4)
+    event = OrgDeleted(org_id=str(uuid4()))
+    envelope = envelope_for(event, "account", clock)
+    for _ in range(2):
+        async with db.change(Scope(), call=None) as change:
+            await forgetting.org_deleted(change, event, envelope)
+    assert await forgetting.step() == 1
+    clock.advance(timedelta(minutes=3))
+    assert await forgetting.step() == 1
+    clock.advance(timedelta(seconds=1))
+    assert await forgetting.step() == 0
 
 
 class Moves:

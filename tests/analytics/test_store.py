@@ -24,7 +24,7 @@ from services.analytics.domain import (
     pieces,
     series_id,
 )
-from services.analytics.store import Query, Result, RollupStore
+from services.analytics.store import DeletedOrgs, Query, Result, RollupStore
 
 pytestmark = pytest.mark.store
 
@@ -119,6 +119,36 @@ async def ask(
     return await store.query(
         Query(books.part, books.org, granularity, found, start, end, limit=500, **more)
     )
+
+
+NOTED = datetime(2026, 4, 2, tzinfo=UTC)
+AFTER = NOTED + timedelta(seconds=1)
+EVERY_TABLE = ("deltas", "recent", "minutes", "hours", "days", "months", "series")
+
+
+async def note(db: Database, deleted: DeletedOrgs, books: Books) -> None:
+    async with db.change(Scope(), call=None) as change:
+        await deleted.note(change, books.part, books.org, NOTED)
+
+
+async def remove_all(deleted: DeletedOrgs) -> None:
+    while await deleted.remove_some(AFTER):
+        continue
+
+
+async def rows_of(db: Database, books: Books) -> Counter[str]:
+    """How many rows the organization has, by the tables in which it has any."""
+    counted: Counter[str] = Counter()
+    async with db.session() as connection:
+        for table in EVERY_TABLE:
+            counted[table] = await connection.fetchval(
+                f"SELECT count(*) FROM {table} WHERE org_id = $1", books.org
+            )
+    return +counted
+
+
+def all_of(books: Books, end: datetime) -> Query:
+    return Query(books.part, books.org, "all", pieces(START, end, "all"), START, end)
 
 
 async def roll_up(store: RollupStore, books: Books, before: datetime = EVER) -> int:
@@ -279,8 +309,7 @@ async def test_the_costliest_come_first(db, store):
     books = Books()
     await append(db, store, books, books.windows(0, 60))
     end = START + timedelta(days=5)
-    query = Query(books.part, books.org, "all", pieces(START, end, "all"), START, end)
-    rows = await store.top(query, "model", 10)
+    rows = await store.top(all_of(books, end), "model", 10)
     costs = [books.total("cost_nano", START, end, model=row.key) for row in rows]
     assert [row.sums["cost_nano"] for row in rows] == costs == sorted(costs, reverse=True)
     assert {row.key for row in rows} == {m for m in MODELS if m}
@@ -294,14 +323,61 @@ async def test_a_deleted_organization_leaves_nothing_and_takes_nothing_else_alon
     await roll_up(store, books)
     await append(db, store, books, books.windows(0, 5))
     await append(db, store, other, other.windows(0, 30))
-    async with db.change(Scope(), call=None) as change:
-        await store.forget(change, books.part, books.org)
-        for table in ("deltas", "recent", "minutes", "hours", "days", "months", "series"):
-            left = await change.connection.fetch(f"SELECT DISTINCT org_id FROM {table}")
-            assert books.org not in {r["org_id"] for r in left}
     end = START + timedelta(days=5)
+    assert (await ask(store, books, START, end, "all")).rows
+    deleted = DeletedOrgs(db, step=20)
+    await note(db, deleted, books)
+
+    # From the note on nobody is shown anything, whatever is still there.
+    hidden = await ask(store, books, START, end, "all")
+    assert (hidden.rows, hidden.totals.sums["events"]) == ([], 0)
+    assert await store.top(all_of(books, end), "model", 10) == []
+    assert not await deleted.remove_some(NOTED)
+    assert len(await rows_of(db, books)) == 6
+
+    await remove_all(deleted)
+    await roll_up(store, books)
+    await remove_all(deleted)
+    assert await rows_of(db, books) == {}
     result = await ask(store, other, START, end, "all")
     assert result.totals.sums["events"] == other.total("events", START, end)
+
+
+async def test_rows_of_a_deleted_organization_go_in_bounded_steps(db, store):
+    books = Books()
+    await append(db, store, books, books.windows(0, 300))
+    await roll_up(store, books)
+    deleted = DeletedOrgs(db, step=20)
+    await note(db, deleted, books)
+    while left := await rows_of(db, books):
+        assert await deleted.remove_some(AFTER)
+        less = await rows_of(db, books)
+        assert 0 < left.total() - less.total() <= 20
+    assert await deleted.left() == 1
+    await remove_all(deleted)
+    assert await deleted.left() == 0
+
+
+async def test_windows_that_come_after_their_organization_was_removed_go_too(db, store):
+    books = Books()
+    deleted = DeletedOrgs(db)
+    await append(db, store, books, books.windows(0, 30))
+    # On its way to the minutes when the organization goes.
+    await store.gather(books.part)
+    await note(db, deleted, books)
+    assert await store.roll_up(books.part, EVER) == 30
+    assert (await rows_of(db, books)).keys() == {"series"}
+    await remove_all(deleted)
+    assert await rows_of(db, books) == {}
+
+    # Another process has not stored its series before.
+    await append(db, RollupStore(db), books, books.windows(0, 30))
+    assert (await rows_of(db, books)).keys() == {"deltas", "series"}
+    assert await store.gather(books.part) == 30
+    assert (await rows_of(db, books)).keys() == {"series"}
+    assert await deleted.left() == 1
+    await remove_all(deleted)
+    assert await rows_of(db, books) == {}
 
 
 async def test_two_roll_ups_at_once_move_each_delta_once(db, store):

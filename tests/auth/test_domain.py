@@ -12,16 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Invalid, PreconditionFailed
+from common.identity.api_keys import KeyKind, is_well_formed, new_secret
 from common.identity.permissions import PROJECT_SCOPES, SCOPES
 from services.auth.domain.api_keys import (
     EXCHANGED_FOR,
-    KeyKind,
     NewKey,
     Owner,
     check_scopes,
-    is_well_formed,
     new_key,
-    new_secret,
     secret_digest,
     shown_prefix,
 )

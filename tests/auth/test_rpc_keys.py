@@ -12,6 +12,7 @@ import pytest
 from common.clock import ManualClock
 from common.database import Database, Scope
 from common.errors import Invalid, NotFound, PermissionDenied, Unauthenticated
+from common.identity.api_keys import new_secret
 from common.identity.call import Principal, permitted
 from common.rpc.fields import moment, timestamp
 from mindweave.account.v1.events_pb2 import OrgDeleted
@@ -21,7 +22,6 @@ from services.auth.actions.api_keys import ApiKeyActions
 from services.auth.actions.signing_keys import KeyRing
 from services.auth.actions.tokens import TokenIssuer
 from services.auth.consumer import handlers
-from services.auth.domain.api_keys import new_secret
 from tests.auth.conftest import SERVICE, Auth
 from tests.conftest import Published
 

@@ -13,11 +13,18 @@ from google.protobuf.message import Message
 from starlette.datastructures import Headers
 
 from common.clock import ManualClock
-from common.errors import DeadlineExceeded, NotFound, Unauthenticated, Unavailable
+from common.errors import (
+    DeadlineExceeded,
+    NotFound,
+    RateLimited,
+    Unauthenticated,
+    Unavailable,
+)
 from common.events.bus import Bus, Handler, Record
 from common.events.envelope import encode, envelope_for
 from common.http.credentials import PLATFORM_EVENTS, Credentials
-from common.http.freshness import FreshCache
+from common.http.freshness import FreshCache, Noted
+from common.identity.api_keys import new_secret
 from common.identity.call import Principal
 from common.testing import Signer, a_project_key, a_user
 from mindweave.auth.v1.auth_pb2 import (
@@ -26,10 +33,11 @@ from mindweave.auth.v1.auth_pb2 import (
 )
 from mindweave.auth.v1.auth_pb2_grpc import AuthServiceStub
 from mindweave.auth.v1.events_pb2 import ApiKeyRevoked, UserLogin, UserSessionInvalid
+from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.unit
 
-KEY = "mwp_" + "k" * 30
+KEY = new_secret("project")
 
 
 class Hands:
@@ -66,6 +74,20 @@ class Auth:
         return call
 
 
+class Guesses:
+    """Counts wrong credentials up to a limit."""
+
+    def __init__(self) -> None:
+        self.counted, self.most = 0, 1000
+
+    def check(self) -> None:
+        if self.counted >= self.most:
+            raise RateLimited
+
+    def count(self) -> None:
+        self.counted += 1
+
+
 class Edge:
     """Credentials in front of ``Auth``, with hands to turn."""
 
@@ -77,6 +99,7 @@ class Edge:
         self.credentials = Credentials(
             self.signer.verifier(), cast(AuthServiceStub, self.auth), self.hands
         )
+        self.guesses = Guesses()
         self.user = self.signer.signed(a_user())
 
     def advance(self, seconds: float) -> None:
@@ -90,7 +113,7 @@ class Edge:
         return await self.principal("X-API-Key", KEY)
 
     async def principal(self, name: str, value: str) -> Principal:
-        return await self.credentials.principal(Headers({name: value}))
+        return await self.credentials.principal(Headers({name: value}), self.guesses)
 
 
 async def test_a_session_is_asked_for_once_in_three_seconds() -> None:
@@ -152,6 +175,9 @@ async def test_a_session_that_has_ended_ends_at_the_next_question() -> None:
         with pytest.raises(Unauthenticated):
             await edge.of_user()
     edge.auth.fault = Unavailable()
+    with pytest.raises(Unauthenticated):
+        await edge.of_user()
+    edge.advance(60)
     with pytest.raises(Unavailable):
         await edge.of_user()
 
@@ -191,10 +217,71 @@ async def test_an_api_key_stands_while_auth_is_down_and_never_turns_into_a_401()
 
 async def test_what_does_not_look_like_a_key_is_not_asked_for() -> None:
     edge = Edge()
-    for key in ("mwp_short", "mwx_" + "k" * 30, "mwp_" + "k" * 600, "mwp_" + "k" * 20 + "\xe9"):
+    mistyped = KEY[:-1] + ("0" if KEY[-1] != "0" else "1")
+    for key in ("mwp_short", "mwu_" + KEY[4:], mistyped, KEY + "0", KEY[:-1] + "\xe9"):
         with pytest.raises(Unauthenticated):
             await edge.principal("X-API-Key", key)
     assert edge.auth.asked == []
+    assert edge.guesses.counted == 0
+
+
+async def test_what_was_refused_is_refused_again_without_a_question_and_counts_once() -> None:
+    edge = Edge()
+    edge.auth.fault = NotFound()
+    for _ in range(5):
+        for attempt in (edge.of_key, edge.of_user):
+            with pytest.raises(Unauthenticated):
+                await attempt()
+        edge.advance(10)
+    assert len(edge.auth.asked) == edge.guesses.counted == 2
+
+
+async def test_nothing_is_asked_for_a_place_that_guesses_but_of_credentials_that_are_known() -> (
+    None
+):
+    edge = Edge()
+    edge.auth.keys[KEY] = a_project_key(uuid4(), uuid4(), ["events:write"])
+    for known in (edge.of_key, edge.of_user):
+        await known()
+    edge.guesses.most = 0
+    edge.advance(5)
+    for known in (edge.of_key, edge.of_user):
+        await known()
+    stranger = edge.signer.signed(a_user())
+    asked = len(edge.auth.asked)
+    assert asked == 4
+    for name, value in (
+        ("X-API-Key", new_secret("user")),
+        ("Authorization", f"Bearer {stranger.token}"),
+    ):
+        with pytest.raises(RateLimited):
+            await edge.principal(name, value)
+    assert len(edge.auth.asked) == asked
+
+
+async def test_any_number_of_strangers_leaves_calls_for_those_who_are_known() -> None:
+    edge = Edge()
+    edge.auth.gate = asyncio.Event()
+    strangers = [
+        asyncio.create_task(edge.principal("X-API-Key", new_secret("user"))) for _ in range(300)
+    ]
+    await eventually(lambda: len(edge.auth.asked) == 100)
+    edge.auth.fault = NotFound()
+    edge.guesses.most = 100
+    edge.auth.gate.set()
+    ended = await asyncio.gather(*strangers, return_exceptions=True)
+    assert [type(e) for e in ended] == [Unauthenticated] * 100 + [RateLimited] * 200
+    assert len(edge.auth.asked) == 100
+
+
+def test_only_so_much_is_noted_and_for_so_long() -> None:
+    hands = Hands()
+    noted: Noted[int] = Noted(seconds=60, now=hands, capacity=2)
+    for key in (1, 2, 1, 3):
+        noted.add(key)
+    assert [key in noted for key in (1, 2, 3)] == [True, False, True]
+    hands.now += 60
+    assert 3 not in noted
 
 
 class TailBus:

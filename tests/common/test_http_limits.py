@@ -54,6 +54,20 @@ def test_what_is_given_back_may_be_taken_again() -> None:
     assert not limiter.take(POLICY, "a").allowed
 
 
+def test_whoever_looks_counts_nothing() -> None:
+    hands = Hands()
+    limiter = Limiter(now=hands)
+    assert limiter.peek(POLICY, "a").remaining == 3
+    for _ in range(3):
+        assert limiter.peek(POLICY, "a").allowed
+        limiter.take(POLICY, "a")
+    hands.now += 4
+    spent = limiter.peek(POLICY, "a")
+    assert (spent.allowed, spent.remaining, spent.reset) == (False, 0, 6)
+    hands.now += 6
+    assert limiter.peek(POLICY, "a").allowed
+
+
 def test_only_so_many_windows_are_kept() -> None:
     limiter = Limiter(capacity=2, now=Hands())
     for subject in ("a", "b", "c"):

@@ -256,6 +256,8 @@ async def test_a_stop_lets_open_requests_end(alone: Settings) -> None:
 
     assert response.status_code == 200
     assert (status, report["status"]) == (503, "unavailable")
+    # Asked of nobody: a database that is slow now must not keep those who ask from going elsewhere.
+    assert all([p["detail"] for p in s["parts"]] == ["is ending"] for s in report["services"])
     assert noted == ["work started", "request answered", "work stopped"]
 
 

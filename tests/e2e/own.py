@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,19 +9,12 @@ from typing import Any
 
 import psutil
 
+from fleet.ports import free_port
 from fleet.process import Platform
 
 START_PATIENCE = 240.0
 # For a platform of many processes: they start in half the time, and what is killed tells nothing.
 WITHOUT_COVERAGE = {"COVERAGE_PROCESS_CONFIG": ""}
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nothing listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 @contextmanager

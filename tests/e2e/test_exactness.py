@@ -77,10 +77,12 @@ class Scene:
         return found
 
     async def kill(self, victims: Sequence[str]) -> bool:
-        """Kill them at a random moment; returns when all are back, as other processes.
+        """Kill them at a random moment, once they are back from an earlier kill.
 
-        True where the kill met acknowledged events that were not stored yet.
+        Returns when others run in their place, be they ready or not: true where the kill met
+        acknowledged events that were not stored yet.
         """
+        await self.whole(victims)
         delay, before_it = self.rng.uniform(0.05, 0.8), len(self.checker.oracle.events)
         await eventually(lambda: len(self.checker.oracle.events) > before_it, PATIENCE)
         await asyncio.sleep(delay)
@@ -90,7 +92,7 @@ class Scene:
         acknowledged = len(self.checker.oracle.events)
         behind = acknowledged - await count_rows(self.database, self.who.org_id)
         retries = self.checker.retries
-        await eventually(lambda: self._are_back(before), PATIENCE)
+        await eventually(lambda: self._are_others(before), PATIENCE)
         after = [f"{name} {pid} → {await self._pid(name)}" for name, pid in before.items()]
         self.tell(
             f"after {delay:.2f} s: {', '.join(after)}; {behind} of {acknowledged} acknowledged"
@@ -101,16 +103,16 @@ class Scene:
     async def _pid(self, name: str) -> int:
         return await asyncio.to_thread(pid_of, self.platform, name)
 
-    async def _are_back(self, before: dict[str, int]) -> bool:
-        for name, pid in before.items():
-            if await self._pid(name) in (0, pid):
-                return False
-            if name != self.broker and not await asyncio.to_thread(self._lives, name):
-                return False
-        return True
+    async def _are_others(self, before: dict[str, int]) -> bool:
+        return all([await self._pid(name) not in (0, pid) for name, pid in before.items()])
 
-    def _lives(self, name: str) -> bool:
-        return health(member(self.platform, name), "live") == 200
+    async def whole(self, names: Sequence[str] = INGEST + WORKERS) -> None:
+        """Returns when they are ready; the broker is where events are acknowledged."""
+        await eventually(lambda: asyncio.to_thread(self._are_ready, names), PATIENCE)
+
+    def _are_ready(self, names: Sequence[str]) -> bool:
+        members = [member(self.platform, name) for name in names if name != self.broker]
+        return all(health(process, "ready") == 200 for process in members)
 
     async def owners(self) -> dict[int, str]:
         """Who works on each partition of usage.events."""
@@ -179,6 +181,7 @@ async def test_kills_at_random_moments_of_a_replay_neither_lose_nor_double(scene
         for number, victims in enumerate(scene.schedule(), 1):
             scene.tell(f"round {number}: kill -9 {' and '.join(victims)}")
             hits += await scene.kill(victims)
+        await scene.whole()
     assert hits, "no kill met an event that was acknowledged and not stored yet"
     await scene.check()
 

@@ -107,6 +107,20 @@ def test_the_broker_keeps_what_it_acknowledged_over_a_kill(folder: DataFolder) -
         assert client.get("kept") == b"42"
 
 
+def test_a_server_is_told_nothing_of_our_environment_but_what_it_needs(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINDWEAVE_SECRET", "for our own processes alone")
+    monkeypatch.setenv("LC_TIME", "C")
+    server = folder.broker()
+    server.start()
+
+    environment = psutil.Process(server.pid).environ()
+    assert environment["PATH"] == os.environ["PATH"]
+    assert environment["LC_TIME"] == "C"
+    assert not [name for name in environment if name.startswith(("MINDWEAVE_", "PYTEST_"))]
+
+
 def test_the_cache_is_another_process_that_forgets(folder: DataFolder) -> None:
     broker, cache = folder.broker(), folder.cache()
     start_together([broker, cache])

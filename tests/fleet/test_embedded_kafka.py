@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from common.events.bus import Outgoing
-from common.events.kafka import KafkaBus
+from common.events.bus import BusUnavailable, Outgoing
+from common.events.drivers import bus_for
+from common.events.kafka import Access, KafkaBus
+from common.settings import load_settings
 from common.testing import silent_telemetry
 from fleet.embedded import DidNotStart, Kafka
 from tests.common.waiting import eventually
@@ -95,14 +99,15 @@ def test_what_maven_says_is_told_when_it_fails(
 
 @pytest.mark.bus
 async def test_a_broker_is_found_again_and_started_again_with_its_data(tmp_path: Path) -> None:
-    first = Kafka(tmp_path / "kafka")
+    first = Kafka(tmp_path / "kafka", password="otters")
     first.start()
     pid, address = first.pid, first.bootstrap
-    bus = KafkaBus(address, telemetry=silent_telemetry())
+    settings = load_settings(secret="x" * 32, **first.access)
+    bus = bus_for(settings, telemetry=silent_telemetry())
     await bus.declare("topic", 1)
     (token,) = await bus.publish("topic", [Outgoing(b"kept")])
 
-    heir = Kafka(tmp_path / "kafka")
+    heir = Kafka(tmp_path / "kafka", password="otters")
     heir.start()
     assert (heir.pid, heir.bootstrap) == (pid, address)
     process = first.process
@@ -118,12 +123,29 @@ async def test_a_broker_is_found_again_and_started_again_with_its_data(tmp_path:
     await eventually(lambda: first.process is None)
     first.start()
     assert first.bootstrap == address
-    again = KafkaBus(address, telemetry=silent_telemetry())
+    again = bus_for(settings, telemetry=silent_telemetry())
     assert await again.end("topic", 0) == token
     await bus.stop()
     await again.stop()
+    await refuses_strangers(first)
     first.stop()
     assert heir.process is None
+
+
+async def refuses_strangers(server: Kafka) -> None:
+    guess = ("SASL_PLAINTEXT", "PLAIN", "mindweave", "weasels")
+    for access in (Access(server.bootstrap), Access(server.bootstrap, *guess)):
+        stranger = KafkaBus(access, telemetry=silent_telemetry())
+        with pytest.raises(BusUnavailable):
+            await stranger.ping()
+        await stranger.stop()
+    controller = int(server.bootstrap.rpartition(":")[2]) + 1
+    with socket.create_connection(("127.0.0.1", controller)) as connection:
+        # SaslHandshake, version 1, of a client without a name; a port without SASL refuses it.
+        body = struct.pack(">hhihh", 17, 1, 7, -1, 5) + b"PLAIN"
+        connection.sendall(struct.pack(">i", len(body)) + body)
+        assert connection.recv(10)[4:] == struct.pack(">ih", 7, 0)
+    assert stat.S_IMODE((server.folder / "server.properties").stat().st_mode) == 0o600
 
 
 @pytest.mark.unit

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 
 from common.errors import NotReady
 from common.service import Parts, Runtime, Service
-from common.settings import Settings
-from fleet.migrate import migrate_all
+from common.settings import Settings, SettingsError
+from fleet import migrate
+from fleet.migrate import migrate_all, run_migrations
+from fleet.services import Owner
 
 pytestmark = pytest.mark.store
 
@@ -60,3 +63,68 @@ async def test_a_server_that_does_not_answer_is_named_after_a_while(
 
     with pytest.raises(NotReady, match="the database of first_things"):
         await migrate_all(services[:1], nowhere)
+
+
+@pytest.fixture
+def _two_owners(services: list[Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Owner(s.name, s.migrations) for s in services if s.migrations is not None]
+    monkeypatch.setattr(migrate, "owners", lambda: found)
+    for name in ("DATABASE_URL", "MINDWEAVE_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_two_owners")
+def test_databases_that_are_named_are_migrated_and_nothing_is_started(
+    services: list[Service],
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asyncio.run(migrate_all(services, settings))
+    for name in NAMES:
+        monkeypatch.setenv(f"DATABASE_OWNER_URL_{name.upper()}", settings.owner_dsn(name))
+    data = tmp_path / "data"
+
+    assert run_migrations(data) == {name: [] for name in NAMES}
+    assert not data.exists()
+
+
+@pytest.mark.usefixtures("_two_owners")
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["first_things"], "DATABASE_URL or DATABASE_OWNER_URL_SECOND_THINGS: is needed"),
+        (["first_things", "secnd_things"], "DATABASE_OWNER_URL_SECND_THINGS: there is no such"),
+    ],
+)
+def test_a_database_that_is_not_named_beside_others_is_refused_and_not_embedded(
+    names: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in names:
+        monkeypatch.setenv(f"DATABASE_OWNER_URL_{name.upper()}", "postgresql://a:b@127.0.0.1:1/a")
+    data = tmp_path / "data"
+
+    with pytest.raises(SettingsError, match=complaint):
+        run_migrations(data)
+    assert not data.exists()
+
+
+@pytest.mark.usefixtures("_two_owners")
+def test_roles_are_not_made_by_a_secret_that_nobody_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://a:b@127.0.0.1:1/postgres")
+
+    with pytest.raises(SettingsError, match="MINDWEAVE_SECRET: is needed and not set"):
+        run_migrations(tmp_path / "data")
+
+
+@pytest.mark.usefixtures("_two_owners")
+def test_without_a_name_the_folder_is_migrated_and_may_still_choose_its_broker(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+
+    assert list(run_migrations(data)) == list(NAMES)
+    assert run_migrations(data) == {name: [] for name in NAMES}
+    assert {file.name for file in data.iterdir()} & {"events", "broker", "cache", "kafka"} == set()

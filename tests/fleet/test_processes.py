@@ -8,7 +8,8 @@ import pytest
 
 from common.background import Role
 from common.settings import SettingsError, rpc_target
-from fleet.layout.processes import DEFAULT, free_ports, placed, rpc_addresses, scaled
+from fleet.layout.processes import DEFAULT, placed, rpc_addresses, scaled
+from fleet.ports import free_ports
 from fleet.services import SERVICES
 
 pytestmark = pytest.mark.unit

@@ -12,6 +12,7 @@ from common.errors import (
     Unavailable,
 )
 from common.http.health import PartHealth, ServiceHealth
+from common.identity.api_keys import new_secret
 from common.identity.call import Principal
 from common.rpc.contract import operations
 from common.testing import a_user, a_user_key
@@ -68,6 +69,7 @@ async def test_a_public_route_does_not_judge_a_credential(platform: Platform) ->
         [("Authorization", "Bearer mwu_short")],
         [("Authorization", "Bearer mwu_unknownunknownunknown")],
         [("X-API-Key", "mwp_unknownunknownunknown")],
+        [("X-API-Key", new_secret("user"))],
         [("X-API-Key", "x")],
         [("X-API-Key", "")],
     ],
@@ -106,7 +108,7 @@ async def test_a_session_that_was_just_logged_out_is_not_remembered(platform: Pl
 
 @pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
 async def test_an_api_key_is_taken_in_both_fields(platform: Platform, header: str) -> None:
-    key = "mwu_" + uuid4().hex
+    key = new_secret("user")
     platform.api_keys[key] = a_user_key(uuid4(), ["org:read"])
     value = key if header == "X-API-Key" else f"bearer  {key}"
     answer = await platform.http.get("/orgs", headers={header: value})
@@ -205,6 +207,30 @@ async def test_too_many_requests_of_a_credential_are_a_429_with_retry_after() ->
         assert limited[0].json()["code"] == "rate_limited"
         other = {"Authorization": f"Bearer {platform.token(a_user())}"}
         assert (await platform.http.get("/orgs", headers=other)).status_code == 200
+
+
+async def test_an_address_that_shows_unknown_keys_is_refused_before_auth_is_asked() -> None:
+    async with running(limits={"failed_credentials_per_minute": 3}) as platform:
+
+        async def shown(key: str) -> int:
+            answer = await platform.http.get("/orgs", headers={"X-API-Key": key})
+            return answer.status_code
+
+        def asked() -> int:
+            return sum(m == "ExchangeApiKey" for m, *_ in platform.services["auth"].asked)
+
+        assert (await platform.http.get("/orgs", headers=platform.auth)).status_code == 200
+        repeated = new_secret("user")
+        assert [await shown(repeated) for _ in range(10)] == [401] * 10
+        assert [await shown(f"mwu_{n:038}") for n in range(10)] == [401] * 10
+        assert asked() == 1
+        assert [await shown(new_secret("user")) for _ in range(5)] == [401] * 2 + [429] * 3
+        assert asked() == 3
+        limited = await platform.http.get("/orgs", headers={"X-API-Key": new_secret("user")})
+        assert limited.headers["ratelimit-policy"] == '"failed-credentials";q=3;w=60'
+        assert 0 < int(limited.headers["retry-after"]) <= 60
+        # Who is known from before is served on.
+        assert (await platform.http.get("/orgs", headers=platform.auth)).status_code == 200
 
 
 async def test_registrations_are_limited_by_address_and_shape_faults_do_not_count() -> None:

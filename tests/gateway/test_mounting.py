@@ -17,6 +17,7 @@ from common.errors import Invalid
 from common.http.app import RestApp, answer
 from common.http.body import read_body
 from common.http.problems import problem
+from common.identity.api_keys import new_secret
 from common.identity.call import Call, current_call, current_call_or_none
 from common.testing import a_project_key
 from tests.gateway.conftest import Platform, running
@@ -38,7 +39,7 @@ async def test_a_handler_of_a_service_learns_who_calls_and_what_for() -> None:
         return answer({"bytes": len(body)}, 202)
 
     async with running(apps=[RestApp({EVENTS: send_events})]) as platform:
-        key, org, project = f"mwp_{uuid4().hex}", uuid4(), uuid4()
+        key, org, project = new_secret("project"), uuid4(), uuid4()
         platform.api_keys[key] = a_project_key(org, project, ["events:write"])
         sent = await platform.http.post(
             "/v1/events",

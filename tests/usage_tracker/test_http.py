@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,9 @@ import zstandard
 
 from common.events.bus import BusFull, BusUnavailable, Outgoing
 from common.events.envelope import unpack
+from services.usage_tracker.actions.ingest import MAX_RECORD_BYTES
+from services.usage_tracker.domain.columns import NUMBERS
+from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.records import UsageEvents, events_partition
 from tests.usage_tracker.conftest import (
     ORG,
@@ -136,6 +140,56 @@ async def test_the_largest_batch_is_taken_whole(world: World) -> None:
 
     assert answer.json()["accepted"] == 10_000
     assert sorted(row.input_tokens for row in world.bus.rows()) == list(range(10_000))
+
+
+@pytest.mark.parametrize("first", ["2026-11-21T11:59:00Z", "2026-11-21T12:59:00+01:00"])
+@pytest.mark.parametrize("kinds", [300, 100])
+async def test_a_record_is_bounded_however_much_larger_events_become_than_they_came(
+    world: World, first: str, kinds: int
+) -> None:
+    world.layouts.layout = Layout(1, 1, State.OPEN, None)
+    # A number of 4 bytes is kept as one of 18.
+    grown = ",".join(["1e15"] * 850)
+    events = [an_event(input_tokens=n, metadata=f"<{n % kinds}>") for n in range(300)]
+    events[0]["timestamp"] = first
+    body = re.sub(r'"<(\d+)>"', rf'{{"n":\1,"a":[{grown}]}}', json.dumps({"events": events}))
+
+    answer = await world.send(body=body.encode())
+
+    assert answer.json()["accepted"] == 300
+    (records,) = world.bus.published
+    assert {record.partition for record in records} == {0}
+    assert max(len(record.value) for record in records) < MAX_RECORD_BYTES + 1_000
+    assert len(records) < 2 * sum(len(record.value) for record in records) / MAX_RECORD_BYTES
+    rows = world.bus.rows()
+    assert [row.input_tokens for row in rows] == list(range(300))
+    assert [json.loads(row.metadata or b"")["n"] for row in rows] == [n % kinds for n in range(300)]
+
+
+async def test_the_largest_event_is_a_small_part_of_the_largest_record(world: World) -> None:
+    names = ("model", "provider", "service_tier", "mcp_server", "tool", "session_id", "request_id")
+    more = ("decision_id", "error_type", "user_id")
+    widest = dict.fromkeys((*names, *more), "\N{GRINNING FACE}" * 200)
+    numbers = [name for name in NUMBERS if name.endswith("_tokens")]
+    event = an_event(**widest, **dict.fromkeys(numbers, 2**53), metadata={"a": "x" * 16_376})
+
+    assert (await world.send(event)).status_code == 202
+    [[record]] = world.bus.published
+    assert 16_384 < len(record.value) < MAX_RECORD_BYTES / 20
+
+
+@pytest.mark.parametrize("numbers", [861, 862])
+async def test_metadata_are_bounded_as_they_are_kept_not_as_they_came(
+    world: World, numbers: int
+) -> None:
+    event = json.dumps(an_event(metadata="<>"))
+    body = event.replace('"<>"', f'{{"a":[{",".join(["1e15"] * numbers)}]}}')
+    answer = await world.send(body=f'{{"events":[{body}]}}'.encode())
+
+    kept = 19 * numbers + len('{"a":[]}') - 1
+    assert answer.status_code == (202 if kept <= 16_384 else 422)
+    if answer.status_code == 422:
+        assert codes(answer) == [(0, "invalid_value", "metadata")]
 
 
 async def test_ten_thousand_bad_events_are_each_named(world: World) -> None:

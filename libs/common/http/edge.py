@@ -62,6 +62,25 @@ _EXPOSED = (
 S = TypeVar("S")
 
 
+@dataclass(frozen=True, slots=True)
+class _Guesses:
+    """Credentials of an address that auth did not know; told of in an answer that they stop."""
+
+    exchange: _Exchange
+    limiter: Limiter
+    policy: RatePolicy
+    address: str
+
+    def check(self) -> None:
+        allowance = self.limiter.peek(self.policy, self.address)
+        if not allowance.allowed:
+            self.exchange.allowance = allowance
+            raise _limited(allowance)
+
+    def count(self) -> None:
+        self.limiter.take(self.policy, self.address)
+
+
 class EdgeRuntime(Protocol):
     """What the edge takes of a service's runtime."""
 
@@ -142,6 +161,9 @@ class Edge:
         self._requests = RatePolicy("requests", settings.limits.requests_per_second, 1)
         self._registrations = RatePolicy(
             "registrations", settings.limits.registrations_per_minute, 60
+        )
+        self._failures = RatePolicy(
+            "failed-credentials", settings.limits.failed_credentials_per_minute, 60
         )
         self._durations = runtime.telemetry.histogram(
             "mindweave_http_server_duration_seconds",
@@ -239,10 +261,12 @@ class Edge:
             policy = self._registrations if name == _REGISTER else self._requests
             self._take(exchange, policy, address_line(exchange.address))
             return ANONYMOUS
+        address = address_line(exchange.address)
+        guesses = _Guesses(exchange, self._limiter, self._failures, address)
         try:
-            principal = await self._credentials.principal(exchange.headers)
+            principal = await self._credentials.principal(exchange.headers, guesses)
         except Unauthenticated:
-            self._take(exchange, self._requests, address_line(exchange.address))
+            self._take(exchange, self._requests, address)
             raise
         credential = principal.api_key_id or principal.session_id
         self._take(exchange, self._requests, str(credential))
@@ -252,10 +276,7 @@ class Edge:
         exchange.subject = subject
         exchange.allowance = self._limiter.take(policy, subject)
         if not exchange.allowance.allowed:
-            raise RateLimited(
-                f"The limit is {policy.quota} requests in {policy.seconds} s.",
-                retry_after=exchange.allowance.reset,
-            )
+            raise _limited(exchange.allowance)
 
     def _other_method(self, exchange: _Exchange, match: Match) -> Response:
         headers = {"Allow": match.allow}
@@ -286,6 +307,14 @@ class Edge:
 
     def _problem(self, exchange: _Exchange, error: MindWeaveError) -> Response:
         return problem(error, instance=exchange.scope["path"], correlation_id=correlation_id())
+
+
+def _limited(allowance: Allowance) -> RateLimited:
+    policy = allowance.policy
+    return RateLimited(
+        f"The limit is {policy.quota} {policy.name.replace('-', ' ')} in {policy.seconds} s.",
+        retry_after=allowance.reset,
+    )
 
 
 def _routes(

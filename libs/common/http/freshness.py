@@ -21,6 +21,24 @@ class _Known(Generic[V]):
     since: float
 
 
+class Noted(Generic[K]):
+    """Keys that were noted within so many seconds, the latest ``capacity`` of them."""
+
+    def __init__(self, *, seconds: float, now: Callable[[], float], capacity: int = 50_000) -> None:
+        self._seconds, self._now, self._capacity = seconds, now, capacity
+        self._since: OrderedDict[K, float] = OrderedDict()
+
+    def __contains__(self, key: K) -> bool:
+        since = self._since.get(key)
+        return since is not None and self._now() - since < self._seconds
+
+    def add(self, key: K) -> None:
+        self._since.pop(key, None)
+        if len(self._since) >= self._capacity:
+            self._since.popitem(last=False)
+        self._since[key] = self._now()
+
+
 class FreshCache(Generic[K, V]):
     """Answers that hold for seconds, and longer while the one who gives them is down.
 
@@ -56,6 +74,10 @@ class FreshCache(Generic[K, V]):
             if known is not None and self._now() - known.since < self._stale:
                 return known.value
             raise
+
+    def knows(self, key: K) -> bool:
+        """Whether there is an answer for ``key``, however old."""
+        return key in self._known
 
     def forget(self, key: K) -> None:
         """Forget the answer for ``key``, also one that is on its way."""

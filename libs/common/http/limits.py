@@ -66,6 +66,14 @@ class Limiter:
         window[1] += 1
         return Allowance(policy, True, policy.quota - int(window[1]), reset)
 
+    def peek(self, policy: RatePolicy, subject: str) -> Allowance:
+        """What is left to ``subject``; nothing is counted."""
+        now, window = self._now(), self._windows.get((policy.name, subject))
+        if window is None or now >= window[0]:
+            return Allowance(policy, True, policy.quota, policy.seconds)
+        left = policy.quota - int(window[1])
+        return Allowance(policy, left > 0, left, window[0] - now)
+
     def give_back(self, policy: RatePolicy, subject: str) -> None:
         """Take one request of ``subject`` out of the count again."""
         window = self._windows.get((policy.name, subject))

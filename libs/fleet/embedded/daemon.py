@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -15,6 +14,23 @@ import psutil
 _LONGEST_SOCKET_PATH = 107
 _POLL = 0.02
 _STOP_SECONDS = 30.0
+_TOLD_TO_SERVERS = frozenset(
+    {
+        "HOME",
+        "JAVA_HOME",
+        "JAVA_TOOL_OPTIONS",
+        "JDK_JAVA_OPTIONS",
+        "LANG",
+        "LANGUAGE",
+        "LD_LIBRARY_PATH",
+        "LOGNAME",
+        "PATH",
+        "PYTHONPATH",
+        "TMPDIR",
+        "TZ",
+        "USER",
+    }
+)
 
 
 class DidNotStart(Exception):
@@ -99,7 +115,7 @@ class Daemon(ABC):
         self._child = os.posix_spawn(
             command[0],
             command,
-            os.environ,
+            server_environment(),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(self._log_file), append, 0o600),
@@ -177,12 +193,13 @@ def fits_a_socket(path: Path) -> bool:
     return len(str(path).encode()) <= _LONGEST_SOCKET_PATH and "," not in str(path)
 
 
-def free_port() -> int:
-    """A loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def server_environment() -> dict[str, str]:
+    """What a program of others is told of this process's environment: none of our secrets."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _TOLD_TO_SERVERS or name.startswith("LC_")
+    }
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ from fleet.embedded.daemon import Daemon
 from fleet.embedded.kafka import Kafka
 from fleet.embedded.postgres import Postgres
 from fleet.embedded.valkey import Valkey
+
+# Settings that say where Kafka is and what it asks for.
+KAFKA_ACCESS = (
+    "kafka_brokers",
+    "kafka_security_protocol",
+    "kafka_sasl_mechanism",
+    "kafka_username",
+    "kafka_password",
+)
 
 
 class InUse(Exception):
@@ -82,7 +92,7 @@ class DataFolder:
         return Valkey(self.path / "cache", self.password("cache"), durable=False)
 
     def kafka(self) -> Kafka:
-        return Kafka(self.path / "kafka")
+        return Kafka(self.path / "kafka", password=self.password("kafka"))
 
     def password(self, server: str) -> str:
         """Of the embedded ``server``; the same at every start."""
@@ -102,6 +112,14 @@ class DataFolder:
         os.close(self._lock)
 
 
+def read_secret(path: Path) -> str | None:
+    """The folder's secret; None where it has none yet."""
+    try:
+        return (path / "secret").read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
 def read_run(path: Path) -> dict[str, Any] | None:
     """What the platform that runs in the folder left in ``run.json``; None where none did."""
     try:
@@ -109,6 +127,13 @@ def read_run(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return facts
+
+
+def broker_of(run: Mapping[str, Any]) -> dict[str, str]:
+    """The settings by which clients reach the Kafka that ``run.json`` names; none without one."""
+    if not run.get("kafka_brokers"):
+        return {}
+    return {name: run[name] for name in KAFKA_ACCESS if run.get(name)}
 
 
 def start_together(daemons: list[Daemon]) -> None:

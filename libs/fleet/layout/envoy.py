@@ -27,8 +27,11 @@ from common.settings import parse_address
 
 GATEWAY = "gateway"
 READY = "/health/ready"
-# A process tells for longer than this that it drains, before it closes.
-HEALTH_SECONDS = 0.5
+# Between two questions whether a process is ready, and until one has no answer.
+_ASK_SECONDS = 0.5
+_ANSWER_IN_SECONDS = 2 * _ASK_SECONDS
+# How long a process tells that it drains: twice what it takes Envoy to see it.
+DRAIN_SECONDS = 2 * (_ASK_SECONDS + _ANSWER_IN_SECONDS)
 _IDLE_SECONDS = 75.0
 # Less than the servers' own 75 s, so that no request meets a connection that they close.
 _UPSTREAM_IDLE_SECONDS = 30.0
@@ -262,10 +265,11 @@ def _cluster(name: str, ports: Sequence[int]) -> dict[str, Any]:
         },
         "health_checks": [
             {
-                "timeout": _seconds(2 * HEALTH_SECONDS),
-                "interval": _seconds(HEALTH_SECONDS),
-                "no_traffic_interval": _seconds(HEALTH_SECONDS),
-                "unhealthy_threshold": 1,
+                "timeout": _seconds(_ANSWER_IN_SECONDS),
+                "interval": _seconds(_ASK_SECONDS),
+                "no_traffic_interval": _seconds(_ASK_SECONDS),
+                # Of silence; whoever says that it is not ready is left at once.
+                "unhealthy_threshold": 2,
                 "healthy_threshold": 1,
                 "http_health_check": {"path": READY},
             }

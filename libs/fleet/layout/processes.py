@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
-import socket
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from common.background import BOTH, Role
 from common.settings import SettingsError
+from fleet.ports import HOST
 from fleet.services import SERVICES, UnknownRole, parse_name
-
-HOST = "127.0.0.1"
-# Below the range from which systems choose ports for clients, so that none of them sits there.
-_PORTS = range(20_000, 32_000)
 
 Kind = tuple[str, Role | None]
 
@@ -139,26 +134,3 @@ def rpc_addresses(processes: Sequence[Process]) -> dict[str, str]:
         if process.serves:
             found.setdefault(process.service, []).append(process.rpc_address)
     return {service: ",".join(addresses) for service, addresses in found.items()}
-
-
-def free_ports() -> Iterator[int]:
-    """Ports of the loopback interface that nothing listens on now, each once.
-
-    Raises:
-        OSError: there are no more.
-    """
-    first = secrets.randbelow(len(_PORTS))
-    for port in (*_PORTS[first:], *_PORTS[:first]):
-        if _is_free(port):
-            yield port
-    raise OSError(f"no free port between {_PORTS.start} and {_PORTS.stop}")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True

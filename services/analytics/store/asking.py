@@ -81,7 +81,7 @@ def grouped(query: Query, arguments: list[object]) -> str:
         g AS MATERIALIZED (
             SELECT w.*, {", ".join("s." + d for d in DIMENSIONS)}
             FROM w JOIN series AS s ON s.part = $1 AND s.org_id = $2 AND s.series_id = w.series_id
-            WHERE true{conditions})"""
+            WHERE NOT EXISTS (SELECT FROM deleted_orgs WHERE org_id = $2){conditions})"""
 
 
 def select(query: Query) -> tuple[str, list[object]]:

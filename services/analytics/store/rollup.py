@@ -1,4 +1,7 @@
-"""How windows move on: deltas to the last minutes, those to minutes, hours, days and months."""
+"""How windows move on: deltas to the last minutes, those to minutes, hours, days and months.
+
+Those of deleted organizations end on the way.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,9 @@ def _moved(table: str, condition: str) -> str:
 moved AS (
     DELETE FROM {table} WHERE part = $1 AND ctid = ANY (ARRAY(
         SELECT ctid FROM {table} WHERE part = $1 AND {condition} LIMIT $2)) RETURNING *
+), kept AS (
+    SELECT * FROM moved WHERE NOT EXISTS (
+        SELECT FROM deleted_orgs WHERE deleted_orgs.org_id = moved.org_id)
 )"""
 
 
@@ -77,13 +83,21 @@ def _move(*steps: str) -> str:
     return f"WITH {', '.join(steps)} SELECT count(*) FROM moved"
 
 
+# A late window of a deleted organization may have brought its series with it.
+_LOOK_AGAIN = """
+look_again AS (
+    UPDATE deleted_orgs SET removed = false WHERE org_id IN (SELECT org_id FROM moved)
+)"""
 GATHER = _move(
-    _moved("deltas", "true"), _rows("minute", "moved"), _written("recent", "minutes_rows")
+    _moved("deltas", "true"),
+    _LOOK_AGAIN,
+    _rows("minute", "kept"),
+    _written("recent", "minutes_rows"),
 )
 ROLL_UP = _move(
     _moved("recent", "start < $3"),
-    _written("minutes", "moved"),
-    _rows("hour", "moved"),
+    _written("minutes", "kept"),
+    _rows("hour", "kept"),
     _written("hours", "hours_rows"),
     _rows("day", "hours_rows"),
     _written("days", "days_rows"),

@@ -1,4 +1,4 @@
-"""Windows of usage: appended, moved on, asked for, forgotten."""
+"""Windows of usage: appended, moved on, asked for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from common.threads import off_loop
 from services.analytics.domain import (
     DIMENSIONS,
     SUMS,
-    TABLES,
     Fresh,
     SeriesKey,
     Windows,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     import asyncpg
     from numpy.typing import NDArray
 
-    from common.database import Change, Database
+    from common.database import Database
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DELTA_COLUMNS = (
@@ -198,15 +197,6 @@ class RollupStore:
         async with self._db.read(Scope((query.org_id,))) as connection:
             await connection.execute(PLANNER)
             return [row_of(r) for r in await connection.fetch(sql, *arguments)]
-
-    async def forget(self, change: Change, part: int, org_id: UUID) -> None:
-        """Remove every window of a deleted organization."""
-        for table in ("deltas", "recent", *TABLES.values(), "series"):
-            await change.connection.execute(
-                f"DELETE FROM {table} WHERE part = $1 AND org_id = $2",
-                part,
-                org_id,
-            )
 
 
 def _delta_rows(part: int, found: Sequence[Fresh], series: Sequence[bytes]) -> bytes:

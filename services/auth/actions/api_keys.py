@@ -9,6 +9,7 @@ from uuid import UUID
 
 from common.clock import Clock
 from common.database import Change, Database, Scope
+from common.identity.api_keys import is_well_formed
 from mindweave.auth.v1.events_pb2 import ApiKeyCreated, ApiKeyRevoked
 from services.auth.actions.callers import Caller, lock_user
 from services.auth.actions.tokens import Issued, TokenIssuer
@@ -18,7 +19,6 @@ from services.auth.domain.api_keys import (
     ApiKeyNotFound,
     NewKey,
     Owner,
-    is_well_formed,
     new_key,
     secret_digest,
 )

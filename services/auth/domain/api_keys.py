@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
-import string
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
 from uuid import UUID
 
 from common.errors import FieldError, Invalid, NotFound
+from common.identity.api_keys import KeyKind, new_secret
 from common.identity.call import Principal
 from common.identity.permissions import PROJECT_SCOPES, SCOPES
 from common.ids import uuid7
-
-KeyKind = Literal["user", "project"]
 
 # How long an internal token for a key lasts.
 EXCHANGED_FOR = timedelta(seconds=60)
 # How old `last_used_at` may be before it is written again.
 USED_EVERY = timedelta(minutes=1)
 
-_MARKS: dict[KeyKind, str] = {"user": "mwu_", "project": "mwp_"}
 _SCOPES: dict[KeyKind, frozenset[str]] = {"user": SCOPES, "project": PROJECT_SCOPES}
-_ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
-# 190 random bits.
-_RANDOM_LENGTH = 32
-# 62 ** 6 > 2 ** 32.
-_CHECKSUM_LENGTH = 6
 _SHOWN_LENGTH = 12
 
 
@@ -128,20 +117,6 @@ def new_key(
     return key, secret
 
 
-def new_secret(kind: KeyKind) -> str:
-    """A new key: a mark of its kind, random letters and digits, and their checksum."""
-    body = _MARKS[kind] + "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LENGTH))
-    return body + _checksum(body)
-
-
-def is_well_formed(secret: str) -> bool:
-    """Whether it may be a key: false for one that was mistyped, without looking anything up."""
-    if not secret.isascii() or len(secret) != 4 + _RANDOM_LENGTH + _CHECKSUM_LENGTH:
-        return False
-    body, checksum = secret[:-_CHECKSUM_LENGTH], secret[-_CHECKSUM_LENGTH:]
-    return body[:4] in _MARKS.values() and checksum == _checksum(body)
-
-
 def shown_prefix(secret: str) -> str:
     """As much of a key as its owner needs to tell it from others."""
     return secret[:_SHOWN_LENGTH]
@@ -174,11 +149,3 @@ def _check_expiry(expires_at: datetime | None, now: datetime) -> None:
             "expires_at must be in the future.",
             fields=[FieldError("/expires_at", "in_past", "must be in the future")],
         )
-
-
-def _checksum(body: str) -> str:
-    rest, digits = zlib.crc32(body.encode()), ""
-    for _ in range(_CHECKSUM_LENGTH):
-        rest, digit = divmod(rest, len(_ALPHABET))
-        digits = _ALPHABET[digit] + digits
-    return digits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,7 +23,7 @@ from common.telemetry import Telemetry, correlation_id
 from common.threads import off_loop
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.projects import Projects
-from services.usage_tracker.domain.columns import ID_BYTES, Columns, columns_of
+from services.usage_tracker.domain.columns import Columns, Integers, columns_of
 from services.usage_tracker.domain.events import (
     Event,
     Fields,
@@ -39,10 +39,14 @@ from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents, eve
 PERMISSION = "events:write"
 P = ParamSpec("P")
 T = TypeVar("T")
+Chosen = TypeVar("Chosen", Integers, Sequence[Row])
 BATCH_SIZES = (1, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 # Bytes to read, and events to judge one by one, that take milliseconds.
 _LONG_BODY = 64 * 1024
 _MANY_EVENTS = 200
+# Of a record's data. Brokers bound records, and workers fetch several at once; the limits of its
+# fields bound an event to a small part of this.
+MAX_RECORD_BYTES = 1_000_000
 
 Found = Sequence[Event | Rejection]
 Named = Iterable[str | None]
@@ -61,14 +65,33 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Accepted events as columns by partition, and why others are not."""
+    """Accepted events as data of records with their partitions, and why others are not."""
 
-    columns: Mapping[int, Columns]
+    records: Sequence[tuple[int, bytes]]
     rejected: Rejected
+    accepted: int = 0
+    first_id: bytes | None = None
 
-    @property
-    def accepted(self) -> int:
-        return sum(columns.count for columns in self.columns.values())
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What all records of a request have in common."""
+
+    received_at: int
+    api_key_id: bytes | None
+    partitions: int
+
+    def packed(self, columns: Callable[[Chosen], Columns], chosen: Chosen) -> Iterator[bytes]:
+        """Some events of one partition as data of records of bounded size, in their order."""
+        data = msgspec.msgpack.encode(
+            UsageEvents(self.received_at, self.api_key_id, columns(chosen), self.partitions)
+        )
+        if len(data) <= MAX_RECORD_BYTES or len(chosen) == 1:
+            yield data
+            return
+        half = len(chosen) // 2
+        yield from self.packed(columns, chosen[:half])
+        yield from self.packed(columns, chosen[half:])
 
 
 class Ingest:
@@ -123,7 +146,8 @@ class Ingest:
         layout = self._layouts.open()
         received_at = self._clock.now()
         judge = Judge(tenancy, received_at, self._raw_retention)
-        parts = await off_loop(long, _parts_of_fields, judge, fields, body, layout.partitions)
+        head = _head(principal, received_at, layout)
+        parts = await off_loop(long, _parts_of_fields, judge, fields, body, head)
         return await self._publish(principal, parts, received_at, layout)
 
     async def send_found(
@@ -148,7 +172,8 @@ class Ingest:
         received_at = self._clock.now()
         judge = Judge(tenancy, received_at, self._raw_retention, name_event)
         long = len(found) > _MANY_EVENTS
-        parts = await off_loop(long, _parts_of_events, judge, found, layout.partitions)
+        head = _head(principal, received_at, layout)
+        parts = await off_loop(long, _parts_of_events, judge, found, head)
         return await self._publish(principal, parts, received_at, layout)
 
     async def _tenancy(
@@ -175,7 +200,7 @@ class Ingest:
     ) -> Taken:
         for code, count in Counter(rejection.code for _, rejection in parts.rejected).items():
             self._rejected.of(code=code).inc(count)
-        if not parts.columns:
+        if not parts.records:
             return Taken(0, parts.rejected, None, None)
         envelope = Envelope(
             id=uuid7(),
@@ -186,22 +211,22 @@ class Ingest:
             data=b"",
             metadata=Metadata(principal.user_id, principal.org_id),
         )
-        api_key_id = principal.api_key_id.bytes if principal.api_key_id else None
-        at = microseconds(received_at)
-        await self._bus.publish(
-            EVENTS_TOPIC, _records(parts.columns, envelope, at, api_key_id, layout.partitions)
-        )
+        await self._bus.publish(EVENTS_TOPIC, list(_outgoing(parts.records, envelope)))
         self._layouts.confirm(layout)
         self._accepted.inc(parts.accepted)
-        first = next(iter(parts.columns.values())).event_id[:ID_BYTES]
-        return Taken(parts.accepted, parts.rejected, self._clock.now(), first)
+        return Taken(parts.accepted, parts.rejected, self._clock.now(), parts.first_id)
+
+
+def _head(principal: Principal, received_at: datetime, layout: Layout) -> _Head:
+    api_key_id = principal.api_key_id.bytes if principal.api_key_id else None
+    return _Head(microseconds(received_at), api_key_id, layout.partitions)
 
 
 def _verdict(judge: Judge, event: Event | Rejection) -> Row | Rejection:
     return event if isinstance(event, Rejection) else judge.judge(event)
 
 
-def _parts_of_fields(judge: Judge, fields: Fields, body: bytes, partitions: int) -> _Parts:
+def _parts_of_fields(judge: Judge, fields: Fields, body: bytes, head: _Head) -> _Parts:
     judged, plain = judge_fields(judge, fields)
     rejected: list[tuple[int, Rejection]] = []
     if not plain.all():
@@ -210,50 +235,41 @@ def _parts_of_fields(judge: Judge, fields: Fields, body: bytes, partitions: int)
             verdict = _verdict(judge, found[index])
             if not isinstance(verdict, Rejection):
                 # It is taken, so its place among the others counts.
-                return _parts_of_events(judge, found, partitions)
+                return _parts_of_events(judge, found, head)
             rejected.append((index, verdict))
     if judged is None:
-        return _Parts({}, rejected)
-    places = judged.partitions(partial(events_partition, partitions=partitions))
-    return _Parts({p: judged.columns(events) for p, events in places.items()}, rejected)
+        return _Parts((), rejected)
+    places = judged.partitions(partial(events_partition, partitions=head.partitions))
+    records = [
+        (part, data)
+        for part, events in places.items()
+        for data in head.packed(judged.columns, events)
+    ]
+    return _Parts(records, rejected, len(judged), judged.ids["event_id"][0].tobytes())
 
 
-def _parts_of_events(judge: Judge, found: Found, partitions: int) -> _Parts:
+def _parts_of_events(judge: Judge, found: Found, head: _Head) -> _Parts:
     rejected: list[tuple[int, Rejection]] = []
+    taken: list[Row] = []
     rows: defaultdict[int, list[Row]] = defaultdict(list)
     for index, event in enumerate(found):
         verdict = _verdict(judge, event)
         if isinstance(verdict, Rejection):
             rejected.append((index, verdict))
         else:
-            rows[events_partition(verdict.org_id, verdict.event_id, partitions)].append(verdict)
-    return _Parts({part: columns_of(some) for part, some in rows.items()}, rejected)
-
-
-def _records(
-    parts: Mapping[int, Columns],
-    envelope: Envelope,
-    received_at: int,
-    api_key_id: bytes | None,
-    partitions: int,
-) -> list[Outgoing]:
-    """One record for each partition."""
-    return [
-        Outgoing(
-            pack(
-                msgspec.structs.replace(
-                    envelope,
-                    id=uuid7(),
-                    data=msgspec.msgpack.encode(
-                        UsageEvents(received_at, api_key_id, columns, partitions)
-                    ),
-                )
-            ),
-            partition=partition,
-            headers=PACKED_HEADERS,
-        )
-        for partition, columns in parts.items()
+            taken.append(verdict)
+            part = events_partition(verdict.org_id, verdict.event_id, head.partitions)
+            rows[part].append(verdict)
+    records = [
+        (part, data) for part, some in rows.items() for data in head.packed(columns_of, some)
     ]
+    return _Parts(records, rejected, len(taken), taken[0].event_id if taken else None)
+
+
+def _outgoing(records: Iterable[tuple[int, bytes]], envelope: Envelope) -> Iterator[Outgoing]:
+    for partition, data in records:
+        packed = pack(msgspec.structs.replace(envelope, id=uuid7(), data=data))
+        yield Outgoing(packed, partition=partition, headers=PACKED_HEADERS)
 
 
 def _ids(texts: Named) -> set[UUID]:

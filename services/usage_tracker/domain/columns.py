@@ -246,7 +246,7 @@ def packed_column(column: Column, chosen: Integers) -> Coded[Any]:
     if len(column.values) == 1:
         return Coded(list(column.values), b"")
     codes = column.codes[chosen]
-    if 2 * len(column.values) > len(column.codes):
+    if 2 * len(column.values) > len(codes):
         return Coded([column.values[code] for code in codes.tolist()], b"")
     return Coded(list(column.values), codes.astype(_CODE).tobytes())
 

@@ -45,7 +45,6 @@ def shared(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "KAFKA_BROKERS": servers.kafka.bootstrap,
         "REDIS_CACHE_URL": servers.cache.url,
         "MINDWEAVE_SECRET": SECRET,
-        "MINDWEAVE_DRAIN_DELAY": "3",
     }
     options = ("--broker", "kafka", *(part for n in SCALE for part in ("--scale", f"{n}=2")))
     data = tmp_path_factory.mktemp("faults")
