@@ -29,9 +29,9 @@ GATEWAY = "gateway"
 READY = "/health/ready"
 # Between two questions whether a process is ready, and until one has no answer.
 _ASK_SECONDS = 0.5
-_ANSWER_IN_SECONDS = 2 * _ASK_SECONDS
-# How long a process tells that it drains: twice what it takes Envoy to see it.
-DRAIN_SECONDS = 2 * (_ASK_SECONDS + _ANSWER_IN_SECONDS)
+_ANSWER_IN_SECONDS = 4 * _ASK_SECONDS
+# How long a process tells that it drains: longer than Envoy takes to see it, however busy it is.
+DRAIN_SECONDS = 6 * _ASK_SECONDS
 _IDLE_SECONDS = 75.0
 # Less than the servers' own 75 s, so that no request meets a connection that they close.
 _UPSTREAM_IDLE_SECONDS = 30.0

@@ -41,6 +41,8 @@ from fleet.surroundings import Surroundings, surroundings, watch
 
 LAYOUT = "up"
 ENVOY = "envoy"
+# What one carries while another one of its service starts anew.
+_POOL_SIZE = 8
 _ASK_SECONDS = 5.0
 _AGAIN = 0.5
 _TELL_SECONDS = 10.0
@@ -121,6 +123,11 @@ class Up:
         given = "drain_delay" in self._settings.model_fields_set
         return self._settings.drain_delay if given else envoy.DRAIN_SECONDS
 
+    @property
+    def _pool_size(self) -> int:
+        given = "pool_size" in self._settings.model_fields_set
+        return self._settings.pool_size if given else _POOL_SIZE
+
     def _program(self, process: Process) -> Program:
         return Program(
             process.name,
@@ -137,6 +144,7 @@ class Up:
             f"{PREFIX}ADDRESSES": json.dumps(rpc_addresses(self._processes)),
             f"{PREFIX}TRUSTED_PROXIES": json.dumps([HOST, *settings.trusted_proxies]),
             f"{PREFIX}DRAIN_DELAY": f"{self._drain_delay:g}",
+            f"{PREFIX}POOL_SIZE": str(self._pool_size),
             f"{PREFIX}GRPC_LISTEN": process.rpc_address,
             f"{PREFIX}METRICS_LISTEN": process.metrics_address,
             f"{PREFIX}LISTEN": f"{HOST}:{process.http or 0}",
