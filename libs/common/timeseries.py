@@ -8,7 +8,8 @@ registers it with ``SELECT mindweave_timeseries('name')``. Partitions are named
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from datetime import date
 from typing import Any
 
@@ -63,11 +64,25 @@ async def _patiently(connection: Connection, sql: str, table: str, day: date) ->
     failures = 0
     while True:
         try:
-            # A savepoint where a transaction runs, so that it survives a lock that is not free.
-            async with connection.transaction():
+            async with _savepoint(connection):
                 return await connection.fetchval(sql, table, day)
         except asyncpg.LockNotAvailableError:
             failures += 1
             if failures == _ATTEMPTS:
                 raise
             await asyncio.sleep(_PAUSE)
+
+
+@asynccontextmanager
+async def _savepoint(connection: Connection) -> AsyncIterator[None]:
+    """Where a transaction runs, it survives a statement that fails in the block."""
+    if not connection.is_in_transaction():
+        yield
+        return
+    await connection.execute("SAVEPOINT patience")
+    try:
+        yield
+    except asyncpg.LockNotAvailableError:
+        await connection.execute("ROLLBACK TO patience")
+        raise
+    await connection.execute("RELEASE patience")

@@ -23,6 +23,7 @@ from common.clock import ManualClock, SystemClock
 from common.errors import Unavailable
 from common.http.credentials import Credentials
 from common.identity.access import AccessResolver
+from common.identity.api_keys import new_secret
 from common.identity.call import ANONYMOUS, Principal
 from common.identity.service_tokens import ServiceTokens, issued_by
 from common.identity.tokens import TokenVerifier, public_jwk, published_keys
@@ -56,7 +57,7 @@ ASK_SECONDS = 0.6
 # Seconds that a call has which stands for a user's.
 CALL_SECONDS = 3.0
 ORG, PROJECT_ID = uuid4(), uuid4()
-KEY = "mwp_" + "k" * 30
+KEY = new_secret("project")
 
 
 class Callee:
@@ -164,10 +165,18 @@ class Edge:
 
     def user(self) -> Callable[[], Awaitable[Principal]]:
         token = self._signer.signed(a_user()).token
-        return lambda: self._credentials.principal(Headers({"Authorization": f"Bearer {token}"}))
+        return self._shown("Authorization", f"Bearer {token}")
 
     def key(self, key: str) -> Callable[[], Awaitable[Principal]]:
-        return lambda: self._credentials.principal(Headers({"X-API-Key": key}))
+        return self._shown("X-API-Key", key)
+
+    def _shown(self, name: str, value: str) -> Callable[[], Awaitable[Principal]]:
+        return lambda: self._credentials.principal(Headers({name: value}), self)
+
+    def check(self) -> None:
+        """Any number of wrong credentials may be shown."""
+
+    def count(self) -> None: ...
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -194,7 +203,7 @@ async def test_an_api_key_that_auth_knew_stands_while_auth_is_away(
     callee.suffer(fault)
     edge.age = 50.0
     assert (await in_time(edge.key(KEY))).project_id == PROJECT_ID
-    await refused(edge.key(KEY + "unknown"))
+    await refused(edge.key(new_secret("project")))
     edge.age = 56.0
     await refused(edge.key(KEY))
 

@@ -14,6 +14,7 @@ import redis.asyncio
 import redis.exceptions
 
 from common.events.bus import BusFull, BusUnavailable, OffsetLost, Outgoing, Record
+from common.events.delivery import Delivery
 from common.events.redis_streams import RedisStreamsBus
 from common.testing import silent_telemetry
 from tests.common.brokers import RedisStreams
@@ -274,3 +275,50 @@ async def test_a_server_that_is_busy_with_another_script_is_unavailable(
         with pytest.raises(redis.exceptions.ResponseError):
             await endless
         await server.config_set("lua-time-limit", before)
+
+
+async def test_records_are_read_while_lag_and_dead_letters_are_counted(
+    broker: RedisStreams, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting, seen = asyncio.Event(), asyncio.Event()
+
+    async def never_done(_: Delivery) -> int:
+        counting.set()
+        await asyncio.Event().wait()
+        return 0
+
+    async def handler(_: Record) -> None:
+        seen.set()
+
+    monkeypatch.setattr(Delivery, "measure", never_done)
+    bus = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), lease=0.5)
+    await bus.declare(topic, 1)
+    subscription = bus.subscribe([topic], "readers", handler)
+    await subscription.start()
+    await counting.wait()
+    # Until its lease would be over.
+    await asyncio.sleep(1.0)
+    await bus.publish(topic, [Outgoing(b"x")])
+    async with asyncio.timeout(30):
+        await seen.wait()
+    await subscription.stop()
+    await bus.stop()
+
+
+async def test_a_commit_by_one_who_missed_that_the_topic_was_replaced_changes_nothing(
+    broker: RedisStreams, topic: str
+) -> None:
+    bus = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), max_records=10)
+    await bus.declare(topic, 1, ["ledger"])
+    for _ in range(3):
+        tokens = await bus.publish(topic, [Outgoing(b"x")] * 10)
+        await bus.commit(topic, 0, "ledger", tokens[-1])
+    await bus.replace(topic, 1, ["ledger"])
+    late = tokens[-1]
+    for _ in range(2):
+        tokens = await bus.publish(topic, [Outgoing(b"x")] * 10)
+        await bus.commit(topic, 0, "ledger", late)
+        assert await bus.lag(topic, "ledger") == 10
+        await bus.commit(topic, 0, "ledger", tokens[-1])
+        assert await bus.lag(topic, "ledger") == 0
+    await bus.stop()

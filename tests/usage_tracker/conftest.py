@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 from uuid import UUID, uuid4
@@ -23,6 +23,7 @@ from common.events.envelope import PACKED_HEADERS, Envelope, pack, unpack
 from common.http.edge import Edge
 from common.http.health import ServiceHealth
 from common.http.server import HttpServer
+from common.identity.api_keys import new_secret
 from common.identity.call import Principal, current_call
 from common.identity.tokens import TokenVerifier
 from common.settings import Settings, load_settings
@@ -266,12 +267,13 @@ class World:
     owner: Principal
     viewer: Principal
     stranger: Principal
+    keys: dict[UUID | None, str] = field(default_factory=dict)
 
     def credential(self, principal: Principal) -> dict[str, str]:
         token = self.served.signer.signed(principal).token
         if principal.kind == "user":
             return {"Authorization": f"Bearer {token}"}
-        key = f"mwp_{principal.api_key_id.hex if principal.api_key_id else ''}"
+        key = self.keys.setdefault(principal.api_key_id, new_secret("project"))
         self.auth.tokens[key] = token
         return {"X-API-Key": key}
 

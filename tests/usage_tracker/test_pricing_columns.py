@@ -19,6 +19,7 @@ from genai_prices.types import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.usage_tracker.domain import pricing
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import Price, PriceBook, Rate, Tokens
 
@@ -75,21 +76,38 @@ AROUND_THE_END = st.integers(16_200, 16_260)
     st.integers(0, 59),
 )
 def test_each_time_has_the_price_in_force_then(seconds: list[int], second: int) -> None:
-    books = [
-        book(costing(1), costing(2, StartDateConstraint(NOW.date() + timedelta(days=2)))),
-        book(
-            costing(1),
-            costing(2, TimeOfDateConstraint(time(0, 30, second), time(16, 30, 7 * second % 60))),
-        ),
-        book(costing(1, StartDateConstraint(NOW.date() + timedelta(days=1)))),
+    ended = TimeOfDateConstraint(time(0, 30, second), time(16, 30, 7 * second % 60))
+    tables = [
+        (costing(1), costing(2, StartDateConstraint(NOW.date() + timedelta(days=2)))),
+        (costing(1), costing(2, ended)),
+        (costing(1, StartDateConstraint(NOW.date() + timedelta(days=1))),),
     ]
     at = [microseconds(NOW + timedelta(seconds=s)) for s in seconds]
-    for prices in books:
+    for table in tables:
+        prices = book(*table)
         assert prices.price("m", None, None, microseconds(NOW + timedelta(days=9))) is not None
         found: dict[int, Price | None] = {}
         for price, chosen in prices.prices("m", None, None, np.array(at)):
             found |= dict.fromkeys(chosen.tolist(), price)
 
+        # Each asked of a book that has nothing in memory.
         assert [found[n] for n in range(len(at))] == [
-            prices.price("m", None, None, moment) for moment in at
+            book(*table).price("m", None, None, moment) for moment in at
         ]
+
+
+def test_prices_are_found_though_all_tariffs_are_forgotten_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Asking:
+        """Asks for another model while the price is looked for, as another thread may."""
+
+        def active(self, _: datetime) -> bool:
+            prices.price("another", None, None, 0)
+            return True
+
+    monkeypatch.setattr(pricing, "_REMEMBERED", 1)
+    prices = book(costing(1, Asking()))
+    ((price, chosen),) = prices.prices("m", None, None, np.array([0, 1]))
+    assert price is not None
+    assert chosen.tolist() == [0, 1]

@@ -14,7 +14,6 @@ from services.usage_tracker.domain.judging import Row
 from services.usage_tracker.domain.records import (
     EVENTS_TOPIC,
     UsageEvents,
-    events_of_0_1_0,
     events_partition,
     windows_data,
     windows_partition,
@@ -81,24 +80,6 @@ def test_columns_that_do_not_fit_each_other_are_no_record(
 
     with pytest.raises(EventRefused):
         unpack(packed(data), UsageEvents)
-
-
-def test_a_record_of_the_first_release_is_read_as_it_was_meant(
-    arrived: Callable[..., Arrived],
-) -> None:
-    rows = [
-        arrived(user_ref="jané", latency_us=12, metadata=b"{}").row,
-        arrived(model=None, client_cost_nano=5, input_tokens=2**53).row,
-    ]
-    columns = dict(zip(Row._fields, zip(*rows, strict=True), strict=True))
-    data = {"received_at": 17, "api_key_id": None, "columns": columns}
-
-    found = events_of_0_1_0(msgspec.msgpack.encode(data))
-    assert events_of(found) == [Arrived(row, 17, None) for row in rows]
-
-    data["columns"] = {**columns, "at": [1]}
-    with pytest.raises(ValueError, match="zip"):
-        events_of_0_1_0(msgspec.msgpack.encode(data))
 
 
 def test_the_partitions_are_hashes_that_others_can_compute() -> None:

@@ -198,6 +198,102 @@ async def test_one_that_was_killed_is_finished_by_another(
     assert await duplicates(db) == 40
 
 
+class Sleepy:
+    """Stands before a store or a bus; its process stands still at the end of one call."""
+
+    def __init__(self, real: object, name: str) -> None:
+        self._real = real
+        self._name = name
+        self.asleep = asyncio.Event()
+        self.woken = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._real, name)
+        if name != self._name:
+            return method
+
+        async def sleeps(*args: Any, **kwargs: Any) -> Any:
+            found = await method(*args, **kwargs)
+            self.asleep.set()
+            await self.woken.wait()
+            return found
+
+        return sleeps
+
+
+# Until the topic is made anew; and then at whatever is left.
+@pytest.mark.parametrize("step", ["seconds_of_leases", "replace", "birth", "rehash_some"])
+async def test_one_that_wakes_when_another_has_finished_does_nothing_more(
+    bus: RedisStreamsBus,
+    db: Database,
+    store: LayoutStore,
+    layouts: Layouts,
+    arrived: MakeArrived,
+    record: MakeRecord,
+    step: str,
+) -> None:
+    await layouts.read()
+    on_bus = step in ("replace", "birth")
+    late = Sleepy(bus if on_bus else store, step)
+    first = repartition(store if on_bus else late, late if on_bus else bus, db)
+    changing = asyncio.create_task(first.run(3))
+    await late.asleep.wait()
+    await end_locks(db)
+    await repartition(store, bus, db).run(3)
+    await publish(bus, record, *(arrived() for _ in range(30)), partitions=3)
+    births = [await bus.birth("usage.events", part) for part in range(3)]
+    ends = [await bus.end("usage.events", part) for part in range(3)]
+    windows = [await bus.end("usage.windows", part) for part in range(WINDOWS_PARTS)]
+    places = await all_places(db)
+
+    late.woken.set()
+    with pytest.raises((Conflict, Unavailable)):
+        await changing
+    assert [await bus.birth("usage.events", part) for part in range(3)] == births
+    assert [await bus.end("usage.events", part) for part in range(3)] == ends
+    assert [await bus.end("usage.windows", part) for part in range(WINDOWS_PARTS)] == windows
+    assert await all_places(db) == places
+
+
+@pytest.mark.parametrize("finished", [False, True])
+async def test_who_may_not_change_it_any_more_is_told(
+    bus: RedisStreamsBus, db: Database, store: LayoutStore, layouts: Layouts, finished: bool
+) -> None:
+    await layouts.read()
+    await store.drain(3)
+    assert await store.fence(3)
+    only = await store.only_changer()
+    assert only is not None
+    await store.check(only, 3)
+    with pytest.raises(Conflict):
+        await store.check(only, 4)
+    if finished:
+        await store.open(3)
+    else:
+        await end_locks(db)
+    with pytest.raises(Conflict if finished else Unavailable):
+        await store.check(only, 3)
+    await only.close()
+
+
+async def end_locks(db: Database) -> None:
+    """As where the connection of a process is lost that holds one."""
+    async with db.session() as connection:
+        await connection.execute(
+            """
+            SELECT pg_terminate_backend(l.pid) FROM pg_locks AS l JOIN pg_database AS d
+                ON d.oid = l.database AND d.datname = current_database()
+            WHERE l.locktype = 'advisory' AND l.pid <> pg_backend_pid()
+            """
+        )
+
+
+async def all_places(db: Database) -> list[Any]:
+    async with db.session() as connection:
+        rows = await connection.fetch("SELECT part, token, epoch, birth FROM offsets ORDER BY part")
+    return [tuple(row) for row in rows]
+
+
 async def test_what_is_published_late_by_the_old_number_is_left_out_where_it_does_not_belong(
     bus: RedisStreamsBus,
     db: Database,

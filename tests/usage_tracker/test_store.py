@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,6 +22,7 @@ from services.usage_tracker.consumer.events import Counted, EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.store import UsageStore
+from tests.common.waiting import eventually
 from tests.usage_tracker.conftest import layouts_of
 from tests.usage_tracker.plain import Arrived
 
@@ -69,7 +70,7 @@ class Owner:
     async def take(self) -> None:
         holding = await self._offsets.take(0, "born")
         assert holding is not None
-        self.epoch, self.token = holding.epoch, holding.token
+        self.epoch, self.token = holding.epoch, holding.place
 
     async def process(self, *records: Record, before_commit: Any = None) -> Counted:
         async with self._db.session() as connection, connection.transaction():
@@ -448,3 +449,28 @@ async def test_an_event_of_the_largest_counts_fits_and_costs_what_it_costs_or_no
     async with db.session() as connection:
         costs = await connection.fetch("SELECT cost_nano FROM events ORDER BY cost_nano")
     assert [row["cost_nano"] for row in costs] == [2**53 * 250] * 3 + [None] * 3
+
+
+async def test_identities_are_read_one_part_at_a_time_beside_the_pool(
+    db: Database, store: UsageStore
+) -> None:
+    reads = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ $1"
+
+    async def reading() -> int:
+        async with db.session() as connection:
+            return int(await connection.fetchval(reads, "FROM event_ids WHERE part"))
+
+    async def begun() -> bool:
+        return await reading() > 0
+
+    blocking = await db.connect()
+    async with blocking.transaction():
+        await blocking.execute("LOCK TABLE event_ids IN ACCESS EXCLUSIVE MODE")
+        loads = [asyncio.create_task(store.identities(part)) for part in range(8)]
+        await eventually(begun)
+        async with AsyncExitStack() as pool:
+            for _ in range(db.pool.get_max_size() - 1):
+                await pool.enter_async_context(db.session())
+            assert await reading() == 1
+    await blocking.close()
+    assert [found.count for found in await asyncio.gather(*loads)] == [0] * 8

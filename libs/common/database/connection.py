@@ -31,6 +31,8 @@ _LOST = (
     asyncpg.InsufficientResourcesError,
     asyncpg.QueryCanceledError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    # The disk fails; what is written after that has been mended is well.
+    asyncpg.PostgresIOError,
     # The server has said goodbye to an idle connection, whose end has not been read yet.
     asyncpg.InternalClientError,
 )
@@ -107,6 +109,14 @@ def using(connection: Connection) -> Iterator[None]:
         raise Unavailable(
             "Another change came in between; try again.", code="try_again", retry_after=1
         ) from error
+    except asyncpg.ReadOnlySQLTransactionError as error:
+        if not _takes_no_writes(connection):
+            raise
+        # Who can write may be another server by now, or this one for new connections.
+        connection.terminate()
+        raise Unavailable(
+            "The database takes no writes.", code="database_unavailable", retry_after=1
+        ) from error
     except (*_LOST, *_OF_A_GONE_ONE) as error:
         if isinstance(error, _OF_A_GONE_ONE) and not is_gone(connection):
             raise
@@ -116,6 +126,18 @@ def using(connection: Connection) -> Iterator[None]:
         raise Unavailable(
             "The database is not available.", code="database_unavailable", retry_after=1
         ) from error
+
+
+def _takes_no_writes(connection: Connection) -> bool:
+    """Whether the server lets nobody write, as a standby or by its settings.
+
+    Of any other session a write in a transaction that reads is a mistake.
+    """
+    if is_gone(connection):
+        return True
+    told = connection.get_settings()
+    modes = ("default_transaction_read_only", "in_hot_standby")
+    return any(getattr(told, mode, "off") == "on" for mode in modes)
 
 
 def _cancellations() -> int:

@@ -22,6 +22,7 @@ DEAD = ".dead"
 RETRY = ".retry"
 # What became of dead letters: who replayed or discarded which, and when.
 SETTLED = "dead-letters.settled"
+_PROOF = "@"
 
 
 class BusUnavailable(Unavailable):
@@ -64,7 +65,8 @@ class Record:
 
     ``attempt`` counts the deliveries to the handler from 1; those that met something unavailable
     count only until it is back. A record that comes back from a retry topic names the place where
-    it was published first.
+    it was published first. ``proof`` tells the record from another one that has its token, where
+    the driver needs more than the token for that.
     """
 
     topic: str
@@ -74,6 +76,12 @@ class Record:
     value: bytes
     headers: Mapping[str, str]
     attempt: int = 1
+    proof: str = ""
+
+    @property
+    def place(self) -> str:
+        """What to keep in order to fetch on behind the record: its token, and its proof."""
+        return f"{self.token}{_PROOF}{self.proof}" if self.proof else self.token
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +177,14 @@ class Bus(Protocol):
     async def fetch(
         self, topic: str, partition: int, after: str | None, *, max_records: int, wait: float
     ) -> list[Record]:
-        """The next records after a token (None: from the first kept), in order.
+        """The next records after a token or a place (None: from the first kept), in order.
 
         Waits up to ``wait`` seconds for the first one; returns fewer than ``max_records`` where
         their bytes would be too many at once.
 
         Raises:
-            OffsetLost: the record next to ``after`` is not in the broker.
+            OffsetLost: the record next to ``after`` is not in the broker, or the record of this
+                place is not.
         """
         ...
 
@@ -214,6 +223,16 @@ class Bus(Protocol):
     def tail(self, topics: Sequence[str], handler: Handler) -> Subscription:
         """Show every new record to this process, from ``start`` on; nothing is kept for it."""
         ...
+
+
+def token_of(place: str) -> str:
+    """The token of a record's place."""
+    return place.partition(_PROOF)[0]
+
+
+def proof_of(place: str) -> str:
+    """The proof in a record's place; "" where there is none."""
+    return place.partition(_PROOF)[2]
 
 
 def retry_topic(topic: str, group: str) -> str:

@@ -9,8 +9,9 @@ from datetime import timedelta
 import msgspec
 
 from common.clock import Clock
+from common.database import Connection
 from common.errors import Conflict, Unavailable
-from common.events.bus import Bus, Outgoing, TopicMismatch
+from common.events.bus import Bus, OffsetLost, Outgoing, TopicMismatch, token_of
 from common.events.envelope import PACKED_HEADERS, Envelope, pack
 from common.events.ledger import Members
 from common.ids import uuid7
@@ -72,20 +73,22 @@ class Repartition:
         if only is None:
             raise Conflict("Another process is changing the number of partitions.")
         try:
-            await self._run(wanted)
+            await self._run(wanted, only)
         finally:
             await only.close()
 
-    async def _run(self, wanted: int) -> None:
+    async def _run(self, wanted: int, only: Connection) -> None:
         layout = await self._begin(wanted)
         if layout.state is State.OPEN:
             return
         if layout.state is State.DRAINING:
             await self._drain(layout.partitions, wanted)
         await asyncio.sleep(await self._store.seconds_of_leases())
-        await self._replace_topic(wanted)
+        await self._replace_topic(wanted, only)
         while left := await self._store.rehash_some(wanted):
             self._tell(f"{left} blocks of rows are left to move")
+            await self._store.check(only, wanted)
+        await self._store.check(only, wanted)
         await self._announce(layout.generation + 1, wanted)
         await self._store.open(wanted)
         self._tell(f"{EVENTS_TOPIC} has {wanted} partitions; events come in again")
@@ -142,22 +145,30 @@ class Repartition:
         places = await self._store.places(partitions)
         return [p for p in range(partitions) if not await self._is_applied(p, places[p])]
 
-    async def _is_applied(self, partition: int, token: str | None) -> bool:
-        if await self._bus.end(EVENTS_TOPIC, partition) == token:
-            return True
-        if token is not None:
+    async def _is_applied(self, partition: int, place: str | None) -> bool:
+        at_end = await self._bus.end(EVENTS_TOPIC, partition) == (place and token_of(place))
+        if place is not None and not at_end:
             return False
         # Records that were gone before the first one was applied are not waited for.
-        return not await self._bus.fetch(EVENTS_TOPIC, partition, None, max_records=1, wait=0)
+        try:
+            return not await self._bus.fetch(EVENTS_TOPIC, partition, place, max_records=1, wait=0)
+        except OffsetLost as lost:
+            raise Conflict(f"People have to look at the broker first: {lost}.") from lost
 
-    async def _replace_topic(self, partitions: int) -> None:
+    async def _replace_topic(self, partitions: int, only: Connection) -> None:
+        """Looks before each step whether this is still the one process that may take it.
+
+        One that stood still may wake when another has finished, and events are in the new topic.
+        """
         for _ in range(_TRIES):
+            await self._store.check(only, partitions)
             try:
                 await self._bus.replace(EVENTS_TOPIC, partitions, [GROUP])
                 births = [await self._bus.birth(EVENTS_TOPIC, p) for p in range(partitions)]
             except TopicMismatch:
                 await asyncio.sleep(_LOOK_EVERY)
             else:
+                await self._store.check(only, partitions)
                 await self._store.forget_places(births)
                 return
         raise Unavailable(f"{EVENTS_TOPIC} is made by others again and again.")

@@ -193,21 +193,14 @@ class PriceBook:
         self, model: str, provider: str | None, service_tier: str | None, at: int
     ) -> Price | None:
         """The price in force at a time (microseconds since 1970); None where there is none."""
-        key = (model, provider, service_tier)
-        tariff = self._tariffs.get(key)
-        if tariff is None and key not in self._tariffs:
-            tariff = self._tariff(*key)
-            if len(self._tariffs) >= _REMEMBERED:
-                self._tariffs.clear()
-            self._tariffs[key] = tariff
+        tariff = self._tariff(model, provider, service_tier)
         return tariff.price(at) if tariff is not None else None
 
     def prices(
         self, model: str, provider: str | None, service_tier: str | None, at: Integers
     ) -> Iterator[tuple[Price | None, Integers]]:
         """The prices in force at some times, each with the indices of its times."""
-        self.price(model, provider, service_tier, int(at[0]))
-        tariff = self._tariffs[model, provider, service_tier]
+        tariff = self._tariff(model, provider, service_tier)
         if tariff is None:
             yield None, np.arange(len(at))
             return
@@ -217,6 +210,17 @@ class PriceBook:
             yield tariff.price(int(at[chosen[0]])), chosen
 
     def _tariff(self, model: str, provider: str | None, tier: str | None) -> _Tariff | None:
+        key = (model, provider, tier)
+        try:
+            return self._tariffs[key]
+        except KeyError:
+            tariff = self._look_up(*key)
+        if len(self._tariffs) >= _REMEMBERED:
+            self._tariffs.clear()
+        self._tariffs[key] = tariff
+        return tariff
+
+    def _look_up(self, model: str, provider: str | None, tier: str | None) -> _Tariff | None:
         # A snapshot of its own: the library keeps what it did not find for ever.
         snapshot = DataSnapshot(providers=self._providers, from_auto_update=False)
         try:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import GenericAlias
-from typing import get_type_hints
 from uuid import UUID
 
 import msgspec
 import xxhash
 
-from services.usage_tracker.domain.columns import Columns, columns_of
-from services.usage_tracker.domain.judging import Row
+from services.usage_tracker.domain.columns import Columns
 
 EVENTS_TOPIC = "usage.events"
 WINDOWS_TOPIC = "usage.windows"
@@ -20,35 +17,13 @@ WINDOWS_TOPIC = "usage.windows"
 class UsageEvents(msgspec.Struct, frozen=True):
     """One request's events of one partition; ``received_at`` is microseconds since 1970.
 
-    ``partitions`` is the number of partitions by which that one was chosen; None in records of
-    0.1.0.
+    ``partitions`` is the number of partitions by which that one was chosen.
     """
 
     received_at: int
     api_key_id: bytes | None
     columns: Columns
     partitions: int | None = None
-
-
-_Lists = msgspec.defstruct(
-    "_Lists", [(name, GenericAlias(list, (kind,))) for name, kind in get_type_hints(Row).items()]
-)
-_Earlier = msgspec.defstruct(
-    "_Earlier", [("received_at", int), ("api_key_id", bytes | None), ("columns", _Lists)]
-)
-_earlier = msgspec.msgpack.Decoder(_Earlier)
-
-
-def events_of_0_1_0(data: bytes) -> UsageEvents:
-    """The data of a record of version 0.1.0, whose columns hold a value for each event.
-
-    Raises:
-        msgspec.DecodeError: it is none either.
-        ValueError: its columns have different lengths.
-    """
-    received_at, api_key_id, columns = msgspec.structs.astuple(_earlier.decode(data))
-    rows = list(map(Row._make, zip(*msgspec.structs.astuple(columns), strict=True)))
-    return UsageEvents(received_at, api_key_id, columns_of(rows))
 
 
 def windows_data(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import asyncpg
 
 from common.database import Connection, Database
+from common.database.connection import using
+from common.errors import Conflict
 from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.records import EVENTS_TOPIC, events_partition
 from services.usage_tracker.store.ledger import EVENTS, FORGETTING, IDS
@@ -34,6 +36,23 @@ class LayoutStore:
             return connection
         await connection.close()
         return None
+
+    async def check(self, only: Connection, wanted: int) -> None:
+        """See that this process is still the one that changes it, to so many partitions.
+
+        Args:
+            only: what ``only_changer`` gave.
+            wanted: partitions, of a change from which there is no way back.
+
+        Raises:
+            Conflict: the change was finished by another.
+            Unavailable: the connection was lost, so that another may be at it.
+        """
+        with using(only):
+            row = await only.fetchrow(f"SELECT {_LAYOUT} FROM layout")
+        found = None if row is None else _layout(row)
+        if found is None or (found.state, found.wanted) != (State.REHASHING, wanted):
+            raise Conflict("Another process has finished the change of the number of partitions.")
 
     async def read(self) -> Layout | None:
         """The layout; None where it was never written."""
@@ -75,7 +94,7 @@ class LayoutStore:
             )
 
     async def places(self, partitions: int) -> Mapping[int, str | None]:
-        """The token of the last record applied, by partition; None before the first."""
+        """The place of the last record applied, by partition; None before the first."""
         async with self._db.session() as connection:
             rows = await connection.fetch(
                 "SELECT part, token FROM offsets WHERE topic = $1 AND part < $2",

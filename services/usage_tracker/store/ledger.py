@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from asyncpg.pgproto import pgproto
 from numpy.typing import NDArray
 
 from common.database import Change, Connection, Database
+from common.database.connection import using
 from common.database.copying import EPOCH_US, copy_rows, read_rows
 from common.threads import off_loop
 from common.timeseries import drop_partitions, ensure_partitions
@@ -57,6 +59,7 @@ class UsageStore:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._ready_days: frozenset[date] = frozenset()
+        self._one_at_a_time = asyncio.Lock()
 
     async def first_acceptances(
         self,
@@ -95,7 +98,11 @@ class UsageStore:
         }
 
     async def identities(self, part: int) -> Identities:
-        """All identities of a part that are committed; the caller is its only writer."""
+        """All identities of a part that are committed; the caller is its only writer.
+
+        Parts are read one after the other, over a connection beside the pool: it may take minutes,
+        in which leases are renewed.
+        """
         hashes: list[Hashes] = [np.zeros(0, np.uint64)]
         received_at: list[Integers] = [np.zeros(0, np.int64)]
 
@@ -103,7 +110,7 @@ class UsageStore:
             hashes.append(await asyncio.to_thread(_hashes, rows))
             received_at.append(rows["received_at"].astype(np.int64) + EPOCH_US)
 
-        async with self._db.session() as connection:
+        async with self._one_at_a_time, self._own_connection() as connection:
             await read_rows(
                 connection,
                 "SELECT org_id, event_id, received_at FROM event_ids WHERE part = $1",
@@ -114,6 +121,15 @@ class UsageStore:
         found = Identities()
         await asyncio.to_thread(found.add, np.concatenate(hashes), np.concatenate(received_at))
         return found
+
+    @asynccontextmanager
+    async def _own_connection(self) -> AsyncIterator[Connection]:
+        connection = await self._db.connect()
+        try:
+            with using(connection):
+                yield connection
+        finally:
+            connection.terminate()
 
     async def append(self, connection: Connection, part: int, settled: Settled) -> int:
         """Append a settled batch in the caller's transaction; the part's writer is the caller.

@@ -18,7 +18,7 @@ MakeBus = Callable[..., Awaitable[KafkaBus]]
 
 
 # Those hurt the broker.
-collect_ignore = ["test_outages.py"] if GIVEN_KAFKA else []
+collect_ignore = ["test_lost_records.py", "test_outages.py"] if GIVEN_KAFKA else []
 
 
 @pytest.fixture

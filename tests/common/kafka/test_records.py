@@ -8,7 +8,7 @@ import psutil
 import pytest
 from aiokafka.errors import KafkaError
 
-from common.events.bus import Outgoing
+from common.events.bus import BusUnavailable, Outgoing
 from common.events.kafka import KafkaBus
 
 pytestmark = [pytest.mark.bus, pytest.mark.parametrize("server", ["kafka"], indirect=True)]
@@ -75,3 +75,9 @@ async def test_a_cancelled_fetch_spoils_no_connection(bus: KafkaBus, topic: str)
         assert fetching.cancelled() or fetching.result() == []
     assert len(await bus.fetch(topic, 0, None, max_records=3, wait=0)) == 3
     assert await bus.end(topic, 0) == tokens[-1]
+
+
+@pytest.mark.parametrize("code", [-1, 29, 30])
+def test_what_only_people_can_mend_is_unavailable_meanwhile(bus: KafkaBus, code: int) -> None:
+    with pytest.raises(BusUnavailable):
+        bus.cluster.check("fetch", code, "topic")

@@ -13,7 +13,7 @@ import pytest
 from common.background import PartStatus
 from common.database import Connection, Database
 from common.errors import Unavailable
-from common.events.bus import Bus, Record
+from common.events.bus import Bus, Record, token_of
 from tests.common.brokers import Broker
 from tests.common.partition_consumer.conftest import NAME, Ledger, LedgerProcess, Make, publish
 from tests.common.waiting import eventually
@@ -32,7 +32,7 @@ async def test_every_record_is_applied_once_and_in_order(
     await eventually(partial(ledger.holds, 1, list(range(100, 130))))
     place = await ledger.place(0)
     assert place is not None
-    assert (place["token"], place["epoch"]) == (tokens[-1], 1)
+    assert (token_of(place["token"]), place["epoch"]) == (tokens[-1], 1)
     assert place["birth"] == await bus.birth(topic, 0)
     await eventually(lambda: consumer.status() == PartStatus(True, "works on 2 of 2 partitions", 0))
     assert consumer.held() == [0, 1]
@@ -54,6 +54,27 @@ async def test_after_gets_what_apply_returned_once_it_is_committed(
     await publish(bus, topic, range(3))
     await make(after=after)
     await eventually(lambda: told == [(0, 3, [0, 1, 2])])
+
+
+async def test_a_partition_whose_after_failed_is_prepared_anew(
+    bus: Bus, topic: str, make: Make, ledger: Ledger
+) -> None:
+    told: list[str] = []
+
+    async def on_take(part: int) -> None:
+        told.extend(["take"] if part == 0 else [])
+
+    async def after(part: int, count: int) -> None:
+        told.append("after")
+        if told.count("after") == 1:
+            raise KeyError("once")
+
+    await publish(bus, topic, range(3))
+    await make(on_take=on_take, after=after)
+    await eventually(partial(ledger.holds, 0, [0, 1, 2]))
+    await publish(bus, topic, range(3, 5))
+    await eventually(lambda: told == ["take", "after", "take", "after"])
+    assert await ledger.numbers(0) == list(range(5))
 
 
 async def test_a_partition_is_prepared_before_its_first_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from common.events.bus import Bus
+from common.events.bus import Bus, BusUnavailable
 from common.events.ledger import PartitionConsumer
 from common.events.ledger.members import share_of
 from tests.common.partition_consumer.conftest import (
@@ -148,6 +149,77 @@ async def test_one_that_was_frozen_comes_back_as_a_zombie_and_doubles_nothing(
     await stream.send()
     await stream.applied()
     assert other_process.batches() > begun
+
+
+class CutOff:
+    """Stands before a bus; while ``cut`` its broker answers nothing."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.cut = False
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._bus, name)
+        if not asyncio.iscoroutinefunction(method):
+            return method
+
+        async def asked(*args: Any, **kwargs: Any) -> Any:
+            if not self.cut:
+                found = await method(*args, **kwargs)
+            if self.cut:
+                raise BusUnavailable
+            return found
+
+        return asked
+
+
+async def test_the_share_of_one_that_the_broker_does_not_answer_is_taken_by_others(
+    bus: Bus, make: Make, stream: Stream
+) -> None:
+    lost = CutOff(bus)
+    one, two = await make(owner="1", bus=lost), await make(owner="2")
+    await eventually(shared([one, two], 2, 2))
+    lost.cut = True
+    await stream.send()
+    await eventually(lambda: two.held() == list(PARTS))
+    assert one.held() == []
+    await stream.applied()
+    lost.cut = False
+    await eventually(shared([one, two], 2, 2))
+    await eventually(lambda: one.status().ready)
+
+
+async def test_while_the_broker_answers_nobody_nothing_is_prepared_anew(
+    bus: Bus, make: Make, stream: Stream
+) -> None:
+    prepared: list[int] = []
+
+    async def on_take(part: int) -> None:
+        prepared.append(part)
+
+    lost = CutOff(bus)
+    both = [await make(owner=name, bus=lost, on_take=on_take) for name in ("1", "2")]
+    await eventually(shared(both, 2, 2))
+    before = len(prepared)
+    lost.cut = True
+    # Two leases and a half.
+    await asyncio.sleep(2.5)
+    lost.cut = False
+    await stream.send()
+    await stream.applied()
+    await eventually(shared(both, 2, 2))
+    assert len(prepared) == before
+
+
+async def test_one_that_was_told_another_number_of_partitions_has_no_share(
+    make: Make, stream: Stream
+) -> None:
+    told = await make(owner="1", partitions=len(PARTS) + 1, lease=10.0)
+    await eventually(lambda: "TopicMismatch" in told.status().detail)
+    two = await make(owner="2", lease=10.0)
+    await eventually(shared([told, two], 0, 4))
+    await stream.send()
+    await stream.applied()
 
 
 async def test_shares_come_back_after_an_outage_of_the_database(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
+import asyncpg
 import pytest
 
 from common.database import Connection, Database
-from common.events.bus import Bus, Record
+from common.events.bus import Bus, BusUnavailable, Record
 from common.events.ledger import RecordRefused
-from tests.common.brokers import Broker
+from tests.common.brokers import Broker, OwnKafka
 from tests.common.partition_consumer.conftest import NAME, Ledger, Make, publish, stopped
 from tests.common.waiting import eventually
 
@@ -134,3 +136,56 @@ async def test_a_partition_whose_first_records_are_gone_begins_with_what_comes(
     await eventually(lambda: consumer.caught_up_at(0) is not None)
     await publish(bus, topic, range(5, 8))
     await eventually(partial(ledger.holds, 0, [5, 6, 7]))
+
+
+@pytest.mark.parametrize("server", ["kafka"], indirect=True)
+async def test_records_that_took_the_place_of_others_that_were_applied_stop_the_partition(
+    bus: Bus, broker: OwnKafka, topic: str, make: Make, ledger: Ledger
+) -> None:
+    consumer = await make()
+    tokens = [(await publish(bus, topic, range(n, n + 1)))[0] for n in range(10)]
+    await eventually(partial(ledger.holds, 0, list(range(10))))
+    await consumer.stop()
+    broker.lose(topic, 0, tokens[5])
+    broker.start()
+    await eventually(partial(_published, bus, topic, range(100, 120)))
+    heir = await make()
+    await eventually(lambda: stopped(heir, "OffsetLost"))
+    assert await ledger.numbers(0) == list(range(10))
+
+
+async def _published(bus: Bus, topic: str, numbers: range) -> bool:
+    try:
+        await publish(bus, topic, numbers)
+    except BusUnavailable:
+        return False
+    return True
+
+
+async def test_a_database_that_takes_no_writes_is_waited_for(
+    bus: Bus, topic: str, make: Make, ledger: Ledger, postgres: Any
+) -> None:
+    consumer = await make()
+    await publish(bus, topic, range(3))
+    await eventually(partial(ledger.holds, 0, [0, 1, 2]))
+    admin = await asyncpg.connect(postgres.admin_dsn)
+    try:
+        await writes(admin, allowed=False)
+        await publish(bus, topic, range(3, 6))
+        # So often that an error of its own would have stopped it.
+        await eventually(lambda: "takes no writes" in consumer.status().detail)
+        await asyncio.sleep(1.0)
+        assert consumer.status().live
+    finally:
+        await writes(admin, allowed=True)
+        await admin.close()
+    await eventually(partial(ledger.holds, 0, list(range(6))))
+    await eventually(lambda: consumer.status().ready)
+
+
+async def writes(admin: asyncpg.Connection[asyncpg.Record], *, allowed: bool) -> None:
+    mode = "off" if allowed else "on"
+    await admin.execute(f"ALTER DATABASE {NAME} SET default_transaction_read_only = {mode}")
+    await admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", NAME
+    )

@@ -116,3 +116,24 @@ async def test_a_late_answer_about_the_end_does_not_hold_the_watermark(
     accepted_at = ledger.now()
     late.gate.set()
     await eventually(lambda: (consumer.caught_up_at(0) or accepted_at) > accepted_at)
+
+
+async def test_a_lag_that_cannot_be_read_does_not_end_the_watermarks(
+    bus: Bus, topic: str, make: Make, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def lag(*_: str) -> int:
+        asked.set()
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(bus, "lag", lag)
+    clock = ManualClock(datetime(2026, 11, 21, tzinfo=UTC))
+    consumer = await make(clock=clock, cadence=0.02)
+    ledger.gate.clear()
+    await publish(bus, topic, range(3))
+    await asked.wait()
+    ledger.gate.set()
+    clock.advance(timedelta(seconds=1))
+    await eventually(partial(caught_up, consumer, 0, clock.now()))
+    assert consumer.status().live

@@ -36,6 +36,8 @@ _NONE, _UNKNOWN_TOPIC = 0, 3
 _COORDINATOR_LOADING, _NO_COORDINATOR, _NOT_COORDINATOR = 14, 15, 16
 _COORDINATOR_MOVES = (_COORDINATOR_LOADING, _NO_COORDINATOR, _NOT_COORDINATOR)
 _GROUP = 0
+# Error codes: unknown, no leave for the topic or the group. People mend these meanwhile.
+MENDED_OUTSIDE = (-1, 29, 30)
 
 _logger = logging.getLogger(__name__)
 
@@ -317,7 +319,7 @@ class Cluster:
         if error is NoError:
             return
         self.forget(name)
-        if error.retriable or error.invalid_metadata:
+        if error.retriable or error.invalid_metadata or code in MENDED_OUTSIDE:
             raise Unready(f"{what}: {error.__name__}")
         raise Refused(what, code)
 

@@ -10,7 +10,14 @@ from typing import Any
 
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 
-from common.events.kafka.cluster import Cluster, Refused, Topic, Unready, partition_errors
+from common.events.kafka.cluster import (
+    MENDED_OUTSIDE,
+    Cluster,
+    Refused,
+    Topic,
+    Unready,
+    partition_errors,
+)
 
 _NO_MEMBER, _NO_GENERATION = "", -1
 _BROKERS_RETENTION = -1
@@ -73,7 +80,7 @@ class Groups:
         self._check(f"commit of {name}", code)
 
     def _check(self, what: str, code: int) -> None:
-        if code == _UNSTABLE or code in _PASSING:
+        if code in (_UNSTABLE, *_PASSING, *MENDED_OUTSIDE):
             raise Unready(f"{what}: {code}")
         if code != _NONE:
             raise Refused(what, code)

@@ -206,12 +206,14 @@ class FetchRequest(Request[FetchRequestV13]):
         partition: int,
         offset: int,
         *,
+        last_epoch: int = _ANY,
         max_wait_ms: int,
         max_bytes: int,
         isolation_level: int,
     ) -> None:
+        """Args: ``last_epoch`` is that of the record before, which the broker then compares."""
         self._topic_id = topic_id
-        self._place = (partition, _ANY, offset, _ANY, _ANY, max_bytes, _NO_TAGS)
+        self._place = (partition, _ANY, offset, last_epoch, _ANY, max_bytes, _NO_TAGS)
         self._limits = (max_wait_ms, 1, max_bytes, isolation_level)
 
     def build(self, request_struct_class: type[FetchRequestV13]) -> FetchRequestV13:

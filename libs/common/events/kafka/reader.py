@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from time import monotonic
 
 from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
@@ -13,12 +16,18 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from common.events.bus import OffsetLost, Record
 from common.events.kafka.cluster import Cluster, Topic, Unready
 from common.events.kafka.protocol import FetchRequest
-from common.events.kafka.tokens import offset_in, token_at
+from common.events.kafka.tokens import NO_EPOCH, epoch_in, offset_in, proof_by, token_at
 
 _LATEST, _EARLIEST = -1, -2
 _OUT_OF_RANGE = 1
 # Error codes: unknown topic (or not known yet), unknown topic id, another topic id.
 _REPLACED = (3, 100, 103)
+# The tag of an answer that says where the log parts from what was read before.
+_DIVERGING = 0
+# A batch begins with its first offset, the length of the rest and its leader's epoch; the number of
+# its last record follows the magic byte, a checksum and the attributes.
+_BATCH = struct.Struct(">qii7xi")
+_BEFORE_LENGTH = 12
 # Bytes of one answer; the broker sends at least one batch of records, however large.
 _BUDGET = 4 * 1024 * 1024
 # Seconds that the broker holds a question back while there is nothing new.
@@ -47,11 +56,14 @@ class Reader:
     ) -> list[Record]:
         """As ``Bus.fetch``."""
         offset = await self._next(topic, partition, after)
+        epoch = NO_EPOCH if after is None else epoch_in(after)
         found = self._buffers.pop((topic.id.hex, partition, offset), [])
         deadline = monotonic() + wait
         while not found:
             left = max(0.0, deadline - monotonic())
-            found, offset = await self._ask(topic, partition, offset, min(left, _HOLD))
+            found, offset, epoch = await self._ask(
+                topic, partition, offset, epoch, min(left, _HOLD)
+            )
             if left <= _HOLD:
                 break
         taken, rest = found[:max_records], found[max_records:]
@@ -79,13 +91,14 @@ class Reader:
         return offset + 1
 
     async def _ask(
-        self, topic: Topic, partition: int, offset: int, hold: float
-    ) -> tuple[list[Record], int]:
-        """Records from an offset, and the offset to go on with."""
+        self, topic: Topic, partition: int, offset: int, epoch: int, hold: float
+    ) -> tuple[list[Record], int, int]:
+        """Records from an offset; the offset, and the epoch before it, to go on with."""
         request = FetchRequest(
             topic.id,
             partition,
             offset,
+            last_epoch=epoch,
             max_wait_ms=int(hold * 1000),
             max_bytes=_BUDGET,
             isolation_level=READ_COMMITTED,
@@ -97,13 +110,15 @@ class Reader:
             answer = await self._cluster.ask(node, request)
         place = f"{topic.name}/{partition}"
         self._cluster.check(place, answer.error_code, topic.name)
-        ((_, ((_, code, _, _, _, aborted, _, raw, _),), _),) = answer.topics
+        ((_, ((_, code, _, _, _, aborted, _, raw, tags),), _),) = answer.topics
         if code in _REPLACED:
             self._cluster.forget(topic.name)
             raise TopicReplaced(f"{place} is not the one that it was.")
         if code == _OUT_OF_RANGE:
             raise OffsetLost(f"{place}: the broker has no record {offset}")
         self._cluster.check(place, code, topic.name)
+        if _DIVERGING in tags:
+            raise OffsetLost(f"{place}: the broker has lost records before {offset}")
         unpacked = PartitionRecords(
             TopicPartition(topic.name, partition),
             MemoryRecords(raw or b""),
@@ -114,8 +129,9 @@ class Reader:
             True,
             READ_COMMITTED,
         )
-        records = [_record(topic, found) for found in unpacked]
-        return records, unpacked.next_fetch_offset
+        epochs = _epochs(raw or b"")
+        records = [_record(topic, found, epochs) for found in unpacked]
+        return records, unpacked.next_fetch_offset, epochs[-1][1] if epochs else epoch
 
     async def _offsets(self, topic: Topic, partitions: range, which: int) -> list[int]:
         by_node: dict[int, list[tuple[int, int]]] = {}
@@ -131,7 +147,19 @@ class Reader:
         return [found[partition] for partition in partitions]
 
 
-def _record(topic: Topic, found: ConsumerRecord) -> Record:
+def _epochs(raw: bytes) -> list[tuple[int, int]]:
+    """Of each whole batch in turn: the offset behind it, and the epoch of who wrote it."""
+    found, start = [], 0
+    while start + _BATCH.size <= len(raw):
+        first, length, epoch, last = _BATCH.unpack_from(raw, start)
+        start += _BEFORE_LENGTH + length
+        if start <= len(raw):
+            found.append((first + last + 1, epoch))
+    return found
+
+
+def _record(topic: Topic, found: ConsumerRecord, epochs: Sequence[tuple[int, int]]) -> Record:
+    batch = bisect_right(epochs, found.offset, key=lambda known: known[0])
     return Record(
         topic.name,
         found.partition,
@@ -139,4 +167,5 @@ def _record(topic: Topic, found: ConsumerRecord) -> Record:
         (found.key or b"").decode(),
         found.value or b"",
         {name: value.decode() for name, value in found.headers},
+        proof=proof_by(epochs[batch][1]),
     )

@@ -11,7 +11,7 @@ from common.background import PartStatus
 from common.clock import Clock
 from common.database import Database
 from common.errors import Unavailable
-from common.events.bus import Backoff, Bus, TopicMismatch, TopicUnknown
+from common.events.bus import Backoff, Bus, BusUnavailable, TopicMismatch, TopicUnknown
 from common.events.delivery import lag_gauge
 from common.events.ledger.members import Members, share_of
 from common.events.ledger.offsets import Offsets
@@ -202,14 +202,15 @@ class PartitionConsumer:
         await self._renew()
         if self._stopping:
             return
+        try:
+            await self._learn_partitions()
+        except BusUnavailable:
+            await self._make_way()
+            raise
+        # Only who could work is counted, so that no share is one that nobody works on.
         members = await self._members.join()
-        await self._learn_partitions()
         self._share = share_of(self._owner, members, self._parts)
-        for part, tenure in self._tenures.items():
-            if part not in self._share and not tenure.worker.ending:
-                leaving = asyncio.create_task(self._give_back(part, tenure))
-                self._leaving.add(leaving)
-                leaving.add_done_callback(self._leaving.discard)
+        self._give_back_all_but(self._share)
         for part in self._stopped.keys() - self._share:
             self._forget_stop(part)
         lacking = self._share - self._tenures.keys() - self._stopped.keys()
@@ -248,6 +249,24 @@ class PartitionConsumer:
             self._parts = count
             for part in list(self._stopped):
                 self._forget_stop(part)
+
+    async def _make_way(self) -> None:
+        """Leave it to others whom the broker answers, where it has not answered here for a lease.
+
+        They are no members where it answers nobody; then what is held stays, since whoever takes a
+        partition has to prepare it anew.
+        """
+        held = self._tenures.values()
+        cut_off = held and min(t.cut_off_for() for t in held) > self._lease
+        if cut_off and await self._members.others():
+            self._give_back_all_but(frozenset())
+
+    def _give_back_all_but(self, share: frozenset[int]) -> None:
+        for part, tenure in self._tenures.items():
+            if part not in share and not tenure.worker.ending:
+                leaving = asyncio.create_task(self._give_back(part, tenure))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
 
     async def _give_back(self, part: int, tenure: Tenure) -> None:
         _logger.info("%s/%d is another's share now", self._topic, part)
@@ -321,5 +340,8 @@ class PartitionConsumer:
             try:
                 self._lag = await self._bus.lag(self._topic, self._group)
             except (Unavailable, TopicUnknown):
+                return
+            except Exception:
+                _logger.exception("%s: its lag is not known", self.name)
                 return
         self._lag_gauge.set(self._lag or 0)

@@ -61,6 +61,19 @@ class Members:
             )
         return found
 
+    async def others(self) -> int:
+        """How many there are beside this one."""
+        async with self._db.session() as connection:
+            found: int = await connection.fetchval(
+                """
+                SELECT count(*) FROM partition_members
+                WHERE topic = $1 AND owner <> $2 AND lease_until > now()
+                """,
+                self._topic,
+                self._owner,
+            )
+        return found
+
     async def leave(self) -> None:
         """Be none any more."""
         async with self._db.session() as connection:

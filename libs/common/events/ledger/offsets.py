@@ -15,9 +15,9 @@ class Fenced(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A partition that was just taken: the last token applied, its stream's birth, our epoch."""
+    """A partition that was just taken: its last record's place, its stream's birth, our epoch."""
 
-    token: str | None
+    place: str | None
     birth: str
     epoch: int
 

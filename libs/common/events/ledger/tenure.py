@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from common.database import Connection, Database
-from common.events.bus import Backoff, Bus, OffsetLost, Record
+from common.events.bus import Backoff, Bus, BusUnavailable, OffsetLost, Record, token_of
 from common.events.delivery import TRANSIENT
 from common.events.ledger.offsets import Fenced, Holding, Offsets
 from common.events.worker import Worker
@@ -65,16 +65,20 @@ class Tenure:
         self.worker = Worker(f"{work.topic}/{part}")
         self._work = work
         self._birth = holding.birth
-        self._token = holding.token
-        # Behind the token only where nothing was ever applied and the first records are gone.
-        self._position = holding.token
+        self._stored = holding.place
+        # Behind it only where nothing was ever applied and the first records are gone.
+        self._position = holding.place
         self._hinted: str | None = None
         self._noted: tuple[datetime, str | None] | None = None
-        # Where the position has been while the partition's end is asked for.
+        # The tokens at which the position has been while the partition's end is asked for.
         self._passed: set[str | None] | None = None
         # When something last came, was applied, or failed.
         self._stirred_at = monotonic()
         self._prepared = False
+        # Whether the broker has shown, since it last failed, that the position is in its log.
+        self._sound = False
+        # Since when the broker does not answer.
+        self._cut_off_at: float | None = None
         self._place = f"{work.topic}/{part}"
 
     async def run(self) -> None:
@@ -94,6 +98,7 @@ class Tenure:
             except TRANSIENT as error:
                 self._stirred_at = monotonic()
                 ready, failures, self.trouble = False, failures + 1, f"{self._place}: {error}"
+                self._note_failure(error)
                 _logger.warning("%s waits: %s", self._place, error)
                 await self.worker.pause(self._work.backoff.delay(failures))
             except (OffsetLost, RecordRefused, StreamReplaced) as error:
@@ -109,11 +114,16 @@ class Tenure:
                 await self.worker.pause(self._work.backoff.delay(unexpected))
             else:
                 failures, unexpected, self.trouble = 0, 0, ""
+                self._sound, self._cut_off_at = True, None
 
     def still_for(self) -> float:
         """Seconds since records were seen to wait in which none came and nothing failed."""
         waiting = self._prepared and self._noted is not None
         return monotonic() - self._stirred_at if waiting else 0.0
+
+    def cut_off_for(self) -> float:
+        """Seconds since the broker answered last, where it does not now."""
+        return monotonic() - self._cut_off_at if self._cut_off_at is not None else 0.0
 
     async def look(self, now: datetime) -> bool:
         """See whether everything that was there at ``now`` is applied; True where it is.
@@ -121,9 +131,9 @@ class Tenure:
         Args:
             now: taken before the call, so that the partition's end is read after it.
         """
-        if self._noted is not None:
+        if self._noted is not None or not self._sound:
             return False
-        passed = self._passed = {self._position}
+        passed = self._passed = {self._position and token_of(self._position)}
         try:
             end = await self._work.bus.end(self._work.topic, self.part)
         finally:
@@ -139,11 +149,18 @@ class Tenure:
         return False
 
     async def hint(self) -> None:
-        """Tell the broker how far it may forget."""
-        token = self._token
-        if token is not None and token != self._hinted:
+        """Tell the broker how far it may forget, while the stream is surely the one that was."""
+        token = self._stored and token_of(self._stored)
+        if token is not None and token != self._hinted and monotonic() < self.held_until:
             await self._work.bus.commit(self._work.topic, self.part, self._work.group, token)
             self._hinted = token
+
+    def _note_failure(self, error: Exception) -> None:
+        self._sound = False
+        if not isinstance(error, BusUnavailable):
+            self._cut_off_at = None
+        elif self._cut_off_at is None:
+            self._cut_off_at = monotonic()
 
     async def _prepare(self) -> None:
         if self._work.on_take is not None:
@@ -172,14 +189,15 @@ class Tenure:
 
     async def _next(self) -> None:
         work = self._work
+        wait = _WAIT if self._sound else 0.0
         records = await work.bus.fetch(
-            work.topic, self.part, self._position, max_records=work.max_records, wait=_WAIT
+            work.topic, self.part, self._position, max_records=work.max_records, wait=wait
         )
         if not records:
             return
         self._stirred_at = monotonic()
-        if self._token is None:
-            # No token yet by which the bus would see that the stream is another.
+        if self._stored is None:
+            # No place yet by which the bus would see that the stream is another.
             await self._check_birth()
         with (
             self.worker.step(),
@@ -187,14 +205,19 @@ class Tenure:
         ):
             result = await self._apply(records)
             if work.after is not None:
-                await work.after(self.part, result)
+                try:
+                    await work.after(self.part, result)
+                except Exception:
+                    # What is in memory lacks this batch.
+                    self._prepared = False
+                    raise
 
     async def _apply(self, records: list[Record]) -> Any:
-        work, last = self._work, records[-1].token
+        work, last = self._work, records[-1].place
         async with work.db.session() as connection, connection.transaction():
             result = await work.apply(connection, self.part, records)
-            await work.offsets.advance(connection, self.part, self.epoch, self._token, last)
-        self._token = self._position = last
+            await work.offsets.advance(connection, self.part, self.epoch, self._stored, last)
+        self._stored = self._position = last
         self._stirred_at = monotonic()
         if self._passed is not None:
             self._passed.update(r.token for r in records)

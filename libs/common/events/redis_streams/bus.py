@@ -175,16 +175,17 @@ class RedisStreamsBus:
         return token.decode() if token is not None else None
 
     async def commit(self, topic: str, partition: int, group: str, token: str) -> None:
-        keys = [stream_key(topic, partition), groups_key(topic, partition)]
-        await self.broker.script(scripts.COMMIT, keys, [group, token, _LINGER])
+        keys = [stream_key(topic, partition), groups_key(topic, partition), topic_key(topic)]
+        arguments = (group, token, _LINGER, end_field(partition))
+        await self.broker.script(scripts.COMMIT, keys, arguments)
 
     async def commit_as(
         self, topic: str, partition: int, group: str, token: str, lease: str, owner: str
     ) -> bool:
         """Commit if ``owner`` holds the lease; else change nothing and return False."""
-        keys = [stream_key(topic, partition), groups_key(topic, partition), lease]
-        done = await self.broker.script(scripts.COMMIT, keys, [group, token, _LINGER, owner])
-        return bool(done)
+        keys = [stream_key(topic, partition), groups_key(topic, partition), topic_key(topic), lease]
+        arguments = (group, token, _LINGER, end_field(partition), owner)
+        return bool(await self.broker.script(scripts.COMMIT, keys, arguments))
 
     async def committed(self, topic: str, partition: int, group: str) -> str | None:
         """What the group has committed last; None before its first commit."""

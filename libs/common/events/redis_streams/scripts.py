@@ -115,14 +115,17 @@ return answer
 """
 )
 
-# KEYS: stream, groups, lease where one is needed. ARGV: group, token, milliseconds that records
-# stay after their commit (so that a tail sees them), who must hold the lease.
+# KEYS: stream, groups, topic, lease where one is needed. ARGV: group, token, milliseconds that
+# records stay after their commit (so that a tail sees them), field of the partition's end, who must
+# hold the lease. A token beyond that end is of a topic that was here before: it changes nothing.
 # Returns 0 where another holds the lease, else 1.
 COMMIT = (
     _WITHOUT_MEMORY
     + _FLOOR
     + """
-if KEYS[3] and redis.call('GET', KEYS[3]) ~= ARGV[4] then return 0 end
+if KEYS[4] and redis.call('GET', KEYS[4]) ~= ARGV[5] then return 0 end
+local last = redis.call('HGET', KEYS[3], ARGV[4])
+if not last or number(ARGV[2]) > number(last) then return 1 end
 local before = redis.call('HGET', KEYS[2], ARGV[1])
 if before and number(before) >= number(ARGV[2]) then return 1 end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])

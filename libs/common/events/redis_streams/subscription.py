@@ -47,16 +47,18 @@ class GroupSubscription:
         self._stopping = False
         self._trouble = "not started"
         self._lag: int | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name=self.name)
+        self._tasks = [
+            asyncio.create_task(self._run(), name=self.name),
+            asyncio.create_task(self._measure(), name=f"{self.name} lag"),
+        ]
 
     async def stop(self) -> None:
         self._stopping = True
         await asyncio.gather(*(reader.end(_GRACE) for reader in self._readers.values()))
-        if self._task is not None:
-            await cut(self._task)
+        await cut(*self._tasks)
         try:
             if self._parts:
                 await self._bus.broker.script(scripts.RELEASE, self._leases(), [self._owner])
@@ -64,7 +66,7 @@ class GroupSubscription:
             _logger.info("%s: its leases run out by themselves", self.name)
 
     def status(self) -> PartStatus:
-        ended = self._task is not None and self._task.done()
+        ended = any(task.done() for task in self._tasks)
         held = sum(reader.running for reader in self._readers.values())
         stalled = self._delivery.stalled
         if stalled:
@@ -98,6 +100,19 @@ class GroupSubscription:
                 await self._cut(self._parts)
             await asyncio.sleep(min(pause, left) if left > 0 else pause)
 
+    async def _measure(self) -> None:
+        """Beside the leases, which do not wait until many dead letters are counted."""
+        while True:
+            await asyncio.sleep(self._lease / 3)
+            if not self._parts:
+                continue
+            try:
+                self._lag = await self._delivery.measure()
+            except (BusUnavailable, TopicUnknown) as error:
+                _logger.info("%s: its lag is not known: %s", self.name, error)
+            except Exception:
+                _logger.exception("%s: its lag is not known", self.name)
+
     async def _prepare(self) -> None:
         reads = await self._delivery.prepare()
         self._parts = [(topic, p) for topic, count in reads.items() for p in range(count)]
@@ -113,7 +128,6 @@ class GroupSubscription:
         self._held_until = asked + self._lease
         for part in held:
             self._read(part)
-        self._lag = await self._delivery.measure()
 
     def _read(self, part: tuple[str, int]) -> None:
         reader = self._readers.get(part)
