@@ -27,7 +27,7 @@ from services.usage_tracker.domain.judged import judge_fields
 from services.usage_tracker.domain.judging import Judge, Project, Tenancy, microseconds
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents, events_partition
-from services.usage_tracker.domain.settling import priced, settle
+from services.usage_tracker.domain.settling import Settled, priced, settle
 from services.usage_tracker.domain.windows import deltas_of
 from services.usage_tracker.store.rows import delta_rows, event_rows, id_rows
 
@@ -105,6 +105,27 @@ def measure(events: int, batch: int) -> dict[str, float]:
     print(f"{len(settled.deltas) / in_part:.2f} deltas an event in a batch of {in_part}")
     print(f"filter: {seen.size / seen.count:.2f} bytes an identity")
     return stages.micros | worker.micros
+
+
+def records_of(events: int, batch: int) -> list[tuple[int, bytes]]:
+    """Events as ingest publishes them, with their partitions, in the order of the requests."""
+    org, projects = uuid4(), [uuid4() for _ in range(20)]
+    traffic, judge = Traffic([str(p) for p in projects], 1), _judge(org, projects)
+    found = []
+    for _ in range(events // batch):
+        judged, _ = judge_fields(judge, read_fields(traffic.body(batch)[0]) or {})
+        if judged is None:
+            raise ValueError("no event was taken")
+        places = judged.partitions(lambda o, e: events_partition(o, e, PARTITIONS))
+        found += [(p, _packed(org, judged.columns(some), judge)) for p, some in places.items()]
+    return found
+
+
+def settled_of(events: int, batch: int = 1000) -> Settled:
+    """Events as the worker stores them, all as if of one partition."""
+    data = [unpack(value, UsageEvents)[1] for _, value in records_of(events, batch)]
+    whole = Batch.of([(d.received_at, d.api_key_id, d.columns) for d in data])
+    return settle(whole, {}, PriceBook.bundled(), IDENTITY_US)
 
 
 def _judge(org: UUID, projects: list[UUID]) -> Judge:

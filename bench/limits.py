@@ -1,0 +1,246 @@
+"""What broker and database take of our records alone: events a second, and CPU on both sides.
+
+``uv run python -m bench.limits [--events N] [--stored N]`` runs one server after the other, each
+with the platform's own settings, and one client that waits for each answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asyncpg
+import numpy as np
+import uvloop
+
+import services.analytics
+import services.usage_tracker
+from bench.stages import PARTITIONS, records_of, settled_of
+from common.clock import SystemClock
+from common.database import Database, bootstrap, migrate
+from common.database.copying import copy_rows
+from common.events.bus import Bus, Outgoing
+from common.events.drivers import bus_for
+from common.events.envelope import PACKED_HEADERS
+from common.settings import Settings, load_settings
+from common.testing import sealer_of, silent_telemetry
+from fleet.embedded import Kafka, Postgres, Valkey
+from fleet.embedded.daemon import Daemon
+from services.analytics.domain import Windows
+from services.analytics.store import RollupStore
+from services.usage_tracker.domain.columns import Columns
+from services.usage_tracker.domain.records import EVENTS_TOPIC
+from services.usage_tracker.domain.settling import Settled
+from services.usage_tracker.store import UsageStore, days_around
+from services.usage_tracker.store.rows import (
+    DELTA_COLUMNS,
+    EVENT_COLUMNS,
+    ID_COLUMNS,
+    delta_rows,
+    event_rows,
+    id_rows,
+)
+
+ROUNDS = 7
+BATCH = 1000
+SECRET = "of a benchmark, longer than needed"
+Step = Callable[[int], Awaitable[object]]
+
+
+@dataclass
+class Limits:
+    """Steps of one server, each of so many events."""
+
+    server: Daemon
+    events: int
+    found: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    async def run(self, name: str, step: Step) -> None:
+        """The medians over some rounds, of which each is handed its number."""
+        took, ours, theirs = [], [], []
+        for number in range(ROUNDS):
+            before, began = self._server_seconds(), time.perf_counter()
+            cpu = time.process_time()
+            await step(number)
+            took.append((time.perf_counter() - began) / self.events)
+            ours.append((time.process_time() - cpu) / self.events)
+            theirs.append((self._server_seconds() - before) / self.events)
+        seconds, client, server = map(statistics.median, (took, ours, theirs))
+        self.found[name] = {
+            "events_per_s": round(1 / seconds),
+            "server_us": round(server * 1e6, 2),
+            "client_us": round(client * 1e6, 2),
+        }
+        spread = f"{1 / max(took):9.0f} to {1 / min(took):9.0f}"
+        print(
+            f"{1 / seconds:9.0f}/s ({spread})  server {server * 1e6:6.2f} µs"
+            f"  client {client * 1e6:6.2f} µs  {name}",
+            flush=True,
+        )
+
+    def _server_seconds(self) -> float:
+        process = self.server.process()
+        if process is None:
+            raise RuntimeError(f"{self.server.name} has ended")
+        family = [process, *process.children(recursive=True)]
+        return sum(sum(one.cpu_times()[:2]) for one in family)
+
+
+async def of_broker(server: Kafka | Valkey, settings: Settings, events: int) -> Limits:
+    bus = bus_for(settings, telemetry=silent_telemetry())
+    limits = Limits(server, events)
+    packed = [
+        Outgoing(v, partition=p, headers=PACKED_HEADERS) for p, v in records_of(events, BATCH)
+    ]
+    await bus.start()
+    await bus.declare(EVENTS_TOPIC, PARTITIONS)
+    places: dict[int, str | None] = dict.fromkeys(range(PARTITIONS))
+
+    async def publish(_: int) -> None:
+        for start in range(0, len(packed), PARTITIONS):
+            await bus.publish(EVENTS_TOPIC, packed[start : start + PARTITIONS])
+
+    async def fetch(_: int) -> None:
+        await asyncio.gather(*(_fetch(bus, part, places, len(packed)) for part in places))
+
+    await limits.run(f"{bus.name}: publish, {BATCH} events a request", publish)
+    await limits.run(f"{bus.name}: fetch", fetch)
+    await bus.stop()
+    return limits
+
+
+async def _fetch(bus: Bus, part: int, places: dict[int, str | None], records: int) -> None:
+    left = records // PARTITIONS
+    while left > 0:
+        found = await bus.fetch(EVENTS_TOPIC, part, places[part], max_records=left, wait=1)
+        if not found:
+            raise RuntimeError(f"{left} records of partition {part} are missing")
+        places[part] = found[-1].place
+        left -= len(found)
+
+
+async def of_database(server: Postgres, settings: Settings, events: int, stored: int) -> Limits:
+    limits = Limits(server, events)
+    tracker = await _opened(settings, "usage_tracker", services.usage_tracker.__path__[0])
+    await UsageStore(tracker).prepare_days(days_around(datetime.now(UTC)))
+    if stored:
+        await _store_identities(server, stored)
+    batches = [settled_of(events) for _ in range(ROUNDS)]
+
+    async def rows(number: int, kinds: Sequence[str]) -> None:
+        settled = batches[number]
+        made = {
+            "event_ids": (ID_COLUMNS, id_rows(0, settled.accepted)),
+            "events": (EVENT_COLUMNS, event_rows(0, settled)),
+            "deltas": (DELTA_COLUMNS, delta_rows(0, _first(number, settled), settled.deltas)),
+        }
+        async with tracker.session() as connection, connection.transaction():
+            for kind in kinds:
+                await copy_rows(connection, kind, *made[kind])
+
+    print(f"{len(batches[0].deltas) / events:.2f} deltas an event")
+    for kinds in (["event_ids"], ["events"], ["deltas"]):
+        await limits.run(f"PostgreSQL: rows of {kinds[0]}", lambda n, k=kinds: rows(n, k))
+    await tracker.close()
+
+    analytics = await _opened(settings, "analytics", services.analytics.__path__[0])
+    store = RollupStore(analytics)
+
+    async def append(number: int) -> None:
+        windows = _windows(number, batches[number])
+        async with analytics.session() as connection, connection.transaction():
+            appended = await store.append(connection, 0, [windows])
+        store.remember(appended)
+
+    async def gather(number: int) -> None:
+        await append(ROUNDS + number)
+        began.append(time.perf_counter())
+        await store.gather(0)
+
+    began: list[float] = []
+    await limits.run("PostgreSQL: windows of analytics, appended", append)
+    await store.gather(0)
+    batches += batches
+    await limits.run("PostgreSQL: windows appended and gathered", gather)
+    await analytics.close()
+    return limits
+
+
+def _first(number: int, settled: Settled) -> int:
+    return number * len(settled.deltas)
+
+
+def _windows(number: int, settled: Settled) -> Windows:
+    deltas = settled.deltas
+    first = _first(number, settled) + 1
+    columns = deltas.columns(first, np.arange(len(deltas)))
+    return Windows({}, 0, first, first + len(deltas) - 1, Columns(**columns))
+
+
+async def _store_identities(server: Postgres, count: int) -> None:
+    admin = await asyncpg.connect(server.admin_dsn, database="usage_tracker")
+    await admin.execute(
+        """INSERT INTO event_ids
+           SELECT 0, gen_random_uuid(), gen_random_uuid(), now(), decode(repeat('00', 16), 'hex')
+           FROM generate_series(1, $1)""",
+        count,
+        timeout=600,
+    )
+    await admin.execute("CHECKPOINT")
+    await admin.close()
+
+
+async def _opened(settings: Settings, name: str, folder: str) -> Database:
+    await bootstrap(str(settings.database_url), name, settings)
+    await migrate(settings.owner_dsn(name), name, Path(folder) / "migrations")
+    return await Database.open(
+        settings.runtime_dsn(name),
+        name=name,
+        size=4,
+        clock=SystemClock(),
+        sealer=sealer_of(settings, name),
+        telemetry=silent_telemetry(name),
+    )
+
+
+async def measure(folder: Path, wanted: argparse.Namespace) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for server in (Valkey(folder / "valkey", "password", durable=True), Kafka(folder / "kafka")):
+        server.start()
+        try:
+            named = server.access if isinstance(server, Kafka) else {"redis_url": server.url}
+            settings = load_settings(secret=SECRET, data=folder, **named)
+            found |= (await of_broker(server, settings, wanted.events)).found
+        finally:
+            server.stop()
+    database = Postgres(folder / "postgres", "password")
+    database.start()
+    try:
+        settings = load_settings(secret=SECRET, data=folder, database_url=database.admin_dsn)
+        found |= (await of_database(database, settings, wanted.events, wanted.stored)).found
+    finally:
+        database.stop()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=20_000, help="of a round")
+    parser.add_argument("--stored", type=int, default=1_000_000, help="identities there before")
+    wanted = parser.parse_args()
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()}")
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(uvloop.run(measure(Path(folder), wanted))))
+
+
+if __name__ == "__main__":
+    main()
