@@ -202,8 +202,8 @@ async def test_while_the_broker_answers_nobody_nothing_is_prepared_anew(
     await eventually(shared(both, 2, 2))
     before = len(prepared)
     lost.cut = True
-    # Two leases and a half.
-    await asyncio.sleep(2.5)
+    # Three leases and a half.
+    await asyncio.sleep(3.5)
     lost.cut = False
     await stream.send()
     await stream.applied()

@@ -251,13 +251,13 @@ class PartitionConsumer:
                 self._forget_stop(part)
 
     async def _make_way(self) -> None:
-        """Leave it to others whom the broker answers, where it has not answered here for a lease.
+        """Leave it to others whom the broker answers, where it has not answered here for long.
 
-        They are no members where it answers nobody; then what is held stays, since whoever takes a
-        partition has to prepare it anew.
+        Where it answers nobody, nobody has joined for two leases and so is a member; then what is
+        held stays, since whoever takes a partition has to prepare it anew.
         """
         held = self._tenures.values()
-        cut_off = held and min(t.cut_off_for() for t in held) > self._lease
+        cut_off = held and min(t.cut_off_for() for t in held) > 2 * self._lease
         if cut_off and await self._members.others():
             self._give_back_all_but(frozenset())
 
