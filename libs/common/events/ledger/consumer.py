@@ -191,7 +191,8 @@ class PartitionConsumer:
                     _logger.exception("%s cannot hold its partitions", self.name)
                 failures += 1
                 self._trouble = f"{type(error).__name__}: {error}"
-                await asyncio.sleep(_RETRY.delay(failures))
+                # What is held is renewed in time, whatever else cannot be done.
+                await asyncio.sleep(min(_RETRY.delay(failures), self._lease / 3))
             else:
                 failures, self._trouble = 0, ""
                 lacks = self._share - self._tenures.keys() - self._stopped.keys()
