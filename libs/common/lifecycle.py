@@ -9,7 +9,6 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 
-from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -376,7 +375,7 @@ async def _probe(name: str, probe: Probe) -> PartHealth:
             await probe()
     except TimeoutError:
         return PartHealth(name, False, f"no answer within {_PROBE:g} s")
-    except (MindWeaveError, RedisError) as error:
+    except MindWeaveError as error:
         return PartHealth(name, False, str(error))
     return PartHealth(name, True, "")
 
