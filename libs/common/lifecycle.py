@@ -255,6 +255,8 @@ class Host:
         return frozenset(p.service.name for p in self._services if Role.SERVE in p.roles)
 
     def _serve(self, member: _Member) -> None:
+        if not member.parts.servicers:
+            return
         runtime, database = member.runtime, member.database
         guards = Guards(
             telemetry=runtime.telemetry,
