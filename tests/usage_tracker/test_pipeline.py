@@ -19,6 +19,7 @@ from common.testing import silent_telemetry
 from fleet.embedded import Valkey
 from services.analytics.domain import Windows
 from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
@@ -206,7 +207,7 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
 ) -> None:
     store = UsageStore(db)
     counting = EventsConsumer(
-        Accounting(store, PriceBook.bundled(), timedelta(days=8)),
+        Accounting(store, CurrentPrices(PriceBook.bundled(), db), timedelta(days=8)),
         db,
         silent_telemetry(),
         RecentDeltas(),

@@ -14,6 +14,7 @@ from common.testing import ManualClock, silent_telemetry
 from common.timeseries import partition_days
 from mindweave.account.v1.events_pb2 import OrgDeleted
 from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting
 from services.usage_tracker.consumer.recent import RecentDeltas
@@ -50,7 +51,7 @@ def store(db: Database) -> UsageStore:
 def count(db: Database, store: UsageStore, record: MakeRecord) -> Count:
     """Counts events in part 0."""
     worker = EventsConsumer(
-        Accounting(store, PriceBook.bundled(), IDS),
+        Accounting(store, CurrentPrices(PriceBook.bundled(), db), IDS),
         db,
         silent_telemetry(),
         RecentDeltas(),

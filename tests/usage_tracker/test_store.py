@@ -18,6 +18,7 @@ from common.events.ledger import RecordRefused
 from common.events.ledger.offsets import Fenced, Offsets
 from common.testing import silent_telemetry
 from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.consumer.events import Counted, EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.domain.pricing import PriceBook
@@ -53,7 +54,7 @@ def store(db: Database) -> UsageStore:
 
 @pytest.fixture
 def worker(db: Database, store: UsageStore) -> EventsConsumer:
-    accounting = Accounting(store, PriceBook.bundled(), timedelta(days=8))
+    accounting = Accounting(store, CurrentPrices(PriceBook.bundled(), db), timedelta(days=8))
     return EventsConsumer(accounting, db, silent_telemetry(), RecentDeltas(), layouts_of(1))
 
 
@@ -86,7 +87,7 @@ class Owner:
 
 async def an_owner(db: Database, store: UsageStore, name: str, **sizes: int) -> Owner:
     """One that has learned which identities the part holds."""
-    accounting = Accounting(store, PriceBook.bundled(), timedelta(days=8))
+    accounting = Accounting(store, CurrentPrices(PriceBook.bundled(), db), timedelta(days=8))
     worker = EventsConsumer(
         accounting, db, silent_telemetry(), RecentDeltas(), layouts_of(1), **sizes
     )

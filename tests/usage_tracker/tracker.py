@@ -14,6 +14,7 @@ from common.testing import silent_telemetry
 from services.analytics.domain import Windows
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.actions.layout import Layouts
+from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
@@ -43,7 +44,7 @@ class Tracker:
         self.store = UsageStore(db)
         recent = RecentDeltas()
         counting = EventsConsumer(
-            Accounting(self.store, PriceBook.bundled(), timedelta(days=8)),
+            Accounting(self.store, CurrentPrices(PriceBook.bundled(), db), timedelta(days=8)),
             db,
             silent_telemetry(),
             recent,

@@ -11,10 +11,11 @@ import numpy as np
 
 from common.database import Connection
 from common.threads import off_loop
+from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.domain.columns import Batch, Integers
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import moment
-from services.usage_tracker.domain.pricing import DAY_US, PriceBook
+from services.usage_tracker.domain.pricing import DAY_US
 from services.usage_tracker.domain.records import UsageEvents
 from services.usage_tracker.domain.settling import Settled, settle
 from services.usage_tracker.store import MANY_EVENTS, UsageStore
@@ -34,15 +35,19 @@ class Accounting:
         identity: how long an identity holds from its first acceptance.
     """
 
-    def __init__(self, store: UsageStore, prices: PriceBook, identity: timedelta) -> None:
+    def __init__(self, store: UsageStore, prices: CurrentPrices, identity: timedelta) -> None:
         self._store = store
         self._prices = prices
         self._identity_us = identity // _MICROSECOND
         self._known: dict[int, Identities] = {}
 
     async def take(self, part: int) -> None:
-        """Learn which identities a part holds, now that this process is its only writer."""
+        """Learn which identities a part holds, now that this process is its only writer.
+
+        And which prices there are: whoever had the part may have known more of them.
+        """
         self._known.pop(part, None)
+        await self._prices.learn()
         begun = monotonic()
         known = self._known[part] = await self._store.identities(part)
         _logger.info(
@@ -80,8 +85,13 @@ class Accounting:
             if asked
             else {}
         )
-        settled = await off_loop(long, settle, batch, known, self._prices, self._identity_us)
-        return settled, await self._store.append(connection, part, settled)
+        overrides = await self._prices.current(connection)
+        settled = await off_loop(
+            long, settle, batch, known, self._prices.book, self._identity_us, overrides
+        )
+        last = await self._store.append(connection, part, settled)
+        await self._prices.confirm(connection, overrides)
+        return settled, last
 
     async def remember(self, part: int, accepted: Sequence[Accepted]) -> None:
         """Note what was committed."""

@@ -119,12 +119,32 @@ def _bounds() -> Integers:
 
 def deltas_of(batch: Batch, costs: Costs) -> Deltas:
     """What the events add, one delta for each window and combination of dimensions."""
-    measures = _measures(batch, costs)
+    return _deltas(batch, _measures(batch, costs), batch.numbers["latency_us"])
+
+
+def corrections_of(batch: Batch, more: Integers, unpriced: Integers) -> Deltas:
+    """What a change of the events' costs adds to their windows, signed.
+
+    Args:
+        batch: events that were counted before.
+        more: nano-dollars by which each has become dearer, of shape (events, 4) in the order of
+            ``Cost``.
+        unpriced: 1 for an event that has lost its price, -1 for one that has one now, else 0.
+    """
+    nothing = np.zeros(batch.count, np.int64)
+    measures = dict.fromkeys(SUMS, nothing) | {
+        "unpriced_events": unpriced,
+        **{name: more[:, kind] for kind, name in enumerate(Cost._fields)},
+        "cost_nano": more.sum(axis=1),
+    }
+    return _deltas(batch, measures, np.full(batch.count, ABSENT, np.int64))
+
+
+def _deltas(batch: Batch, measures: Mapping[str, Integers], latencies: Integers) -> Deltas:
     minutes = batch.numbers["at"] // MINUTE_US
     firsts, groups = _grouped([*_keys(batch), _dense(minutes), _alone(measures)])
     order = np.argsort(groups, kind="stable")
     starts = np.searchsorted(groups[order], np.arange(len(firsts)))
-    latencies = batch.numbers["latency_us"]
     timed = latencies != ABSENT
     cells, counts = np.unique(
         groups[timed] * _BINS + latency_bins(latencies[timed]), return_counts=True
@@ -166,7 +186,7 @@ def _keys(batch: Batch) -> list[tuple[Integers, int]]:
 
 def _alone(measures: Mapping[str, Integers]) -> tuple[Integers, int]:
     """A number of its own for each large event, 0 for all others."""
-    large = measures["cost_nano"] > _LARGE_NANO
+    large = np.abs(measures["cost_nano"]) > _LARGE_NANO
     for name in TOKENS:
         large |= measures[name] > _LARGE_TOKENS
     return np.where(large, np.cumsum(large), 0), int(large.sum()) + 1

@@ -13,6 +13,7 @@ from common.errors import Conflict
 from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.records import EVENTS_TOPIC, events_partition
 from services.usage_tracker.store.ledger import EVENTS, FORGETTING, IDS
+from services.usage_tracker.store.repricing import ADJUSTMENTS
 from services.usage_tracker.store.walks import Walk
 
 # Owns the partitions while the layout is changed, and those that there are no more.
@@ -142,7 +143,7 @@ class LayoutStore:
                 "UPDATE layout SET state = 'rehashing', fenced_until = $1",
                 max(leases, default=None),
             )
-            await _REHASHING.begin(connection, [EVENTS, IDS])
+            await _REHASHING.begin(connection, [EVENTS, IDS, ADJUSTMENTS])
             return True
 
     async def seconds_of_leases(self) -> float:

@@ -24,7 +24,9 @@ from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import microseconds, moment
 from services.usage_tracker.domain.pricing import DAY_US
 from services.usage_tracker.domain.settling import First, Identity, Settled
-from services.usage_tracker.domain.windows import SUMS
+from services.usage_tracker.domain.windows import SUMS, Deltas
+from services.usage_tracker.store.prices import PriceStore, note_unpriced
+from services.usage_tracker.store.repricing import ADJUSTMENTS
 from services.usage_tracker.store.rows import (
     DELTA_COLUMNS,
     EVENT_COLUMNS,
@@ -144,6 +146,30 @@ class UsageStore:
             await ensure_partitions(connection, table, days)
         await copy_rows(connection, IDS, ID_COLUMNS, ids)
         await copy_rows(connection, EVENTS, EVENT_COLUMNS, events)
+        await note_unpriced(connection, part, settled.unpriced)
+        return await self.append_deltas(
+            connection,
+            part,
+            settled.deltas,
+            duplicates=settled.duplicates,
+            conflicts=settled.conflict_count,
+        )
+
+    async def append_deltas(
+        self,
+        connection: Connection,
+        part: int,
+        deltas: Deltas,
+        *,
+        duplicates: int = 0,
+        conflicts: int = 0,
+        reason: str | None = None,
+    ) -> int:
+        """Append deltas in the caller's transaction; the part's writer is the caller.
+
+        Returns:
+            The number of the last one.
+        """
         last: int = await connection.fetchval(
             """
             INSERT INTO parts AS p (part, last_seq, duplicates, conflicts) VALUES ($1, $2, $3, $4)
@@ -153,12 +179,13 @@ class UsageStore:
             RETURNING last_seq
             """,
             part,
-            len(settled.deltas),
-            settled.duplicates,
-            settled.conflict_count,
+            len(deltas),
+            duplicates,
+            conflicts,
         )
-        deltas = await off_loop(long, delta_rows, part, last - len(settled.deltas), settled.deltas)
-        await copy_rows(connection, "deltas", DELTA_COLUMNS, deltas)
+        long = len(deltas) > MANY_EVENTS
+        rows = await off_loop(long, delta_rows, part, last - len(deltas), deltas, reason)
+        await copy_rows(connection, "deltas", DELTA_COLUMNS, rows)
         return last
 
     async def repeats(self) -> dict[str, int]:
@@ -250,10 +277,12 @@ class UsageStore:
         """Drop the days before; returns the names of their partitions."""
         async with self._db.session() as connection:
             dropped = await drop_partitions(connection, EVENTS, events_before)
+            dropped += await drop_partitions(connection, ADJUSTMENTS, events_before)
             return dropped + await drop_partitions(connection, IDS, ids_before)
 
     async def note_deleted(self, change: Change, org_id: UUID, at: datetime) -> None:
-        """Remember an organization whose rows are to go."""
+        """Remember an organization whose rows are to go; its prices go at once."""
+        await PriceStore(change.connection).delete_all(org_id)
         await change.connection.execute(
             "INSERT INTO deleted_orgs (org_id, deleted_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
             org_id,
@@ -277,7 +306,7 @@ class UsageStore:
                 before,
             )
             if chosen:
-                await FORGETTING.begin(connection, [EVENTS, "deltas"])
+                await FORGETTING.begin(connection, [EVENTS, ADJUSTMENTS, "deltas", "unpriced"])
 
     async def forget_some(self) -> bool:
         """Remove raw events and windows of the organizations that go, from one range of rows.

@@ -36,6 +36,7 @@ DELTA_COLUMNS = (
     "org_id",
     *IDS_OF_DELTA,
     *TEXTS_OF_DELTA,
+    "reason",
     *SKETCH,
 )
 
@@ -66,7 +67,7 @@ def event_rows(part: int, settled: Settled) -> bytes:
     return rows.finish()
 
 
-def delta_rows(part: int, last: int, deltas: Deltas) -> bytes:
+def delta_rows(part: int, last: int, deltas: Deltas, reason: str | None = None) -> bytes:
     """For ``DELTA_COLUMNS``; ``last`` is the number before theirs."""
     rows = CopyRows(len(deltas), len(DELTA_COLUMNS))
     rows.int2(part).int8(np.arange(last + 1, last + 1 + len(deltas)))
@@ -75,6 +76,7 @@ def delta_rows(part: int, last: int, deltas: Deltas) -> bytes:
         rows.int8(deltas.sums[name])
     for name in ("org_id", *IDS_OF_DELTA, *TEXTS_OF_DELTA):
         _coded(rows, deltas.dimensions[name])
+    _coded(rows, Column([reason], np.zeros(len(deltas), np.int64)))
     rows.int4_arrays(deltas.bins, deltas.ends).int8_arrays(deltas.counts, deltas.ends)
     return rows.finish()
 

@@ -1,0 +1,206 @@
+"""What organizations pay: stated by their admins, and known to every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from time import monotonic
+from typing import TypeVar
+from uuid import UUID
+
+from common.clock import Clock
+from common.database import Change, Connection, Database, Scope
+from common.errors import FieldError, Invalid, Unavailable
+from common.ids import uuid7
+from common.rpc.fields import timestamp
+from mindweave.usage_tracker.v1.events_pb2 import PriceChanged
+from services.usage_tracker.domain.judging import microseconds
+from services.usage_tracker.domain.overrides import Entry, Overrides
+from services.usage_tracker.domain.pricing import PriceBook, Rate
+from services.usage_tracker.store.prices import (
+    PriceStore,
+    Reconciled,
+    Stated,
+    UnpricedModel,
+    last_price,
+    price_entries,
+)
+from services.usage_tracker.store.repricing import order
+
+T = TypeVar("T")
+# Seconds for which what was read of the prices is taken to be all.
+FRESH = 1.0
+# An event is received at most so long before and after its own time.
+_AHEAD, _BEHIND = timedelta(minutes=5), timedelta(days=8)
+_DAY = timedelta(days=1)
+
+
+class PricesChanged(Unavailable):
+    """A price was stated while events were priced without it: they are priced once more."""
+
+
+class CurrentPrices:
+    """The base prices, and what organizations pay otherwise, as a worker prices by them.
+
+    Whether there are new entries is looked up in the transaction that prices, once a second; where
+    that transaction has taken longer, again at its end. So an entry is heeded by all that commits
+    two seconds after it did, however busy or out of touch a worker is.
+
+    Args:
+        book: the base prices.
+        db: where the entries are.
+    """
+
+    def __init__(self, book: PriceBook, db: Database) -> None:
+        self.book = book
+        self._db = db
+        self._overrides = Overrides()
+        self._last = 0
+        self._asked = -FRESH
+
+    async def learn(self) -> None:
+        """Read what there is now."""
+        async with self._db.session() as connection:
+            await self.refresh(connection)
+
+    async def current(self, connection: Connection) -> Overrides:
+        """What organizations pay otherwise, not older than a second."""
+        if monotonic() - self._asked >= FRESH:
+            await self.refresh(connection)
+        return self._overrides
+
+    async def refresh(self, connection: Connection) -> Overrides:
+        """What organizations pay otherwise now."""
+        asked = monotonic()
+        last = await last_price(connection)
+        if last > self._last:
+            # Entries are numbered in the order of their commits: none comes in between later.
+            entries = await price_entries(connection, self._last)
+            known = self._overrides.last
+            new = [entry for entry in entries if entry.seq > known]
+            if new:
+                self._overrides = self._overrides.plus(new)
+            self._last = max(last, self._last)
+        self._asked = max(asked, self._asked)
+        return self._overrides
+
+    async def confirm(self, connection: Connection, used: Overrides) -> None:
+        """See that what events were priced by a while ago holds still.
+
+        Raises:
+            PricesChanged: it does not; the transaction must not commit.
+        """
+        if await self.current(connection) is not used:
+            raise PricesChanged("A price was stated meanwhile.")
+
+
+class PriceActions:
+    """What can be done with an organization's prices."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create(
+        self,
+        org_id: UUID,
+        model: str,
+        *,
+        provider: str | None,
+        service_tier: str | None,
+        since: datetime,
+        until: datetime | None,
+        rates: tuple[Rate | None, ...] | None,
+        discount_bp: int,
+        answer: Callable[[Change, Stated], T],
+    ) -> T:
+        """State a price, and have what was without one priced by it.
+
+        Raises:
+            Invalid: it ends before it begins, or has no unit price at all.
+        """
+        if until is not None and until <= since:
+            raise _refused("effective_until", "must be later than effective_from")
+        if rates is not None and not any(rates):
+            raise _refused("unit_prices", "must hold the price of a kind of token")
+        async with self._database.change(Scope((org_id,))) as change:
+            store = PriceStore(change.connection)
+            entry = Entry(
+                id=uuid7(),
+                seq=await store.next_seq(),
+                org_id=org_id,
+                model=model,
+                provider=provider,
+                service_tier=service_tier.lower() if service_tier else None,
+                since=microseconds(since),
+                until=None if until is None else microseconds(until),
+                rates=rates,
+                discount_bp=discount_bp,
+            )
+            stated = Stated(entry, self._clock.now())
+            await store.insert(stated)
+            if rates is not None:
+                await order(
+                    change.connection,
+                    org_id,
+                    model=model,
+                    unpriced_only=True,
+                    since=since,
+                    until=until,
+                )
+            change.publish(_changed(entry, since))
+            return answer(change, stated)
+
+    async def prices(
+        self, org_id: UUID, model: str | None, before: int | None, limit: int
+    ) -> list[Stated]:
+        """An organization's entries, the newest first."""
+        async with self._database.read(Scope((org_id,))) as connection:
+            return await PriceStore(connection).prices(org_id, model, before, limit)
+
+    async def unpriced(
+        self, org_id: UUID, after: tuple[str, str] | None, limit: int
+    ) -> list[UnpricedModel]:
+        """Models that were used and have no price."""
+        async with self._database.read(Scope((org_id,))) as connection:
+            return await PriceStore(connection).unpriced(org_id, after, limit)
+
+    async def reconciled(
+        self,
+        org_id: UUID,
+        start: datetime | None,
+        end: datetime | None,
+        after: tuple[str, str] | None,
+        limit: int,
+    ) -> list[Reconciled]:
+        """The costs of clients beside ours.
+
+        Raises:
+            Invalid: the time ends before it begins.
+        """
+        end = end or self._clock.now()
+        start = start or end - _DAY
+        if start >= end:
+            raise _refused("start", "must be earlier than end")
+        received = (start - _AHEAD, end + _BEHIND)
+        async with self._database.read(Scope((org_id,))) as connection:
+            return await PriceStore(connection).reconciled(
+                org_id, start, end, received, after, limit
+            )
+
+
+def _refused(field: str, message: str) -> Invalid:
+    return Invalid(
+        f"{field} {message}.", fields=[FieldError(f"/{field}", "invalid_value", message)]
+    )
+
+
+def _changed(entry: Entry, since: datetime) -> PriceChanged:
+    return PriceChanged(
+        price_id=str(entry.id),
+        org_id=str(entry.org_id),
+        model=entry.model,
+        provider=entry.provider,
+        service_tier=entry.service_tier,
+        effective_from=timestamp(since),
+    )

@@ -1,0 +1,103 @@
+"""Carrying out orders to price events anew, part by part, by the owner of each."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from datetime import timedelta
+
+from common.database import Connection
+from common.errors import Unavailable
+from common.periodic import Periodic
+from common.threads import off_loop
+from services.usage_tracker.actions.layout import Layouts
+from services.usage_tracker.actions.prices import CurrentPrices
+from services.usage_tracker.domain.layout import State
+from services.usage_tracker.domain.repricing import reprice
+from services.usage_tracker.store import MANY_EVENTS, RepricingStore, UsageStore
+from services.usage_tracker.store.prices import note_unpriced
+
+REASON = "reprice"
+_EVERY = timedelta(seconds=1)
+_logger = logging.getLogger(__name__)
+
+
+class Repricing:
+    """The chores of a part's owner: steps of the orders that are open.
+
+    A step looks at a range of rows and adds what their events cost otherwise than until now, the
+    adjustments before included; so a step that is done again adds nothing, whoever does it. It
+    runs between two batches of the part and knows every price that was stated before its order:
+    events before it are found by it, events after it are priced so by themselves.
+
+    Args:
+        store: the orders.
+        usage: takes the deltas.
+        prices: by which events are priced; the worker's own.
+        layouts: tells how many parts there are; while that changes nothing is done.
+    """
+
+    def __init__(
+        self, store: RepricingStore, usage: UsageStore, prices: CurrentPrices, layouts: Layouts
+    ) -> None:
+        self._store = store
+        self._usage = usage
+        self._prices = prices
+        self._layouts = layouts
+        self._open: frozenset[int] = frozenset()
+        self._generation = 0
+        # By part, those that have nothing left to do there.
+        self._done: defaultdict[int, frozenset[int]] = defaultdict(frozenset)
+
+    def periodic(self) -> Periodic:
+        return Periodic("orders to reprice", self.look, every=_EVERY)
+
+    async def look(self) -> int:
+        """See which orders there are; returns how many."""
+        try:
+            found = await self._store.open_orders()
+            layout = await self._layouts.read() if found else None
+        except Unavailable as error:
+            _logger.warning("orders to reprice cannot be read: %s", error)
+            return len(self._open)
+        if layout is None or layout.state is not State.OPEN:
+            self._open = frozenset()
+            return len(found)
+        if layout.generation != self._generation:
+            self._done.clear()
+        self._generation = layout.generation
+        self._open = found
+        return len(found)
+
+    def due(self, part: int) -> bool:
+        return bool(self._open - self._done[part])
+
+    async def step(self, connection: Connection, part: int) -> None:
+        """Do the next range of rows of the oldest order, in the transaction of the part's owner."""
+        layout = await self._layouts.read()
+        if layout.state is not State.OPEN:
+            self._open = frozenset()
+            return
+        seen = self._open
+        order = await self._store.next_order(connection, part, layout.generation)
+        if order is None:
+            self._done[part] = seen
+            return
+        overrides = await self._prices.refresh(connection)
+        if not order.begun:
+            await self._store.begin(connection, part, layout.generation, order)
+        place = await self._store.next_range(connection, part, order)
+        if place is None:
+            await self._store.finish(connection, part, order, layout.generation, layout.partitions)
+            return
+        counted = await self._store.counted(connection, part, order, place)
+        if counted is None:
+            return
+        long = counted.batch.count > MANY_EVENTS
+        found = await off_loop(
+            long, reprice, counted, self._prices.book, overrides, order.unpriced_only
+        )
+        if found.batch.count:
+            await self._store.append(connection, part, order, found)
+            await note_unpriced(connection, part, found.unpriceds)
+            await self._usage.append_deltas(connection, part, found.deltas, reason=REASON)
