@@ -119,12 +119,12 @@ def _number(text: str) -> int:
     return number
 
 
-def _rates(message: pb.UnitPrices) -> tuple[Rate | None, ...]:
+def _rates(message: pb.StatedUnitPrices) -> tuple[Rate | None, ...]:
     given = {field.name: value for field, value in message.ListFields()}
     return tuple(_rate(kind, given[kind]) if kind in given else None for kind in Tokens._fields)
 
 
-def _rate(kind: str, message: pb.UnitPrice) -> Rate:
+def _rate(kind: str, message: pb.StatedUnitPrice) -> Rate:
     steps = {step.prompt_over: _nano(step.usd_per_million) for step in message.steps}
     if len(steps) < len(message.steps):
         raise Invalid(

@@ -127,9 +127,13 @@ def test_the_gateway_takes_the_example_of_each_body(operation: Operation) -> Non
         told = faults_of(reader, without)
         assert (f"/{name}" in told) == (name in required)
         told = faults_of(reader, {**without, name: None})
-        nullable = "null" in schema["properties"][name]["type"]
+        nullable = takes_null(schema["properties"][name])
         assert (f"/{name}" in told) == (not nullable)
     assert schema["additionalProperties"] is False
+
+
+def takes_null(schema: dict[str, Any]) -> bool:
+    return "null" in schema.get("type", ()) or any(map(takes_null, schema.get("anyOf", ())))
 
 
 def faults_of(reader: ObjectReader, value: Any) -> set[str]:

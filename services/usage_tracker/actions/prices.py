@@ -28,8 +28,6 @@ from services.usage_tracker.store.prices import (
 from services.usage_tracker.store.repricing import order
 
 T = TypeVar("T")
-# Seconds for which what was read of the prices is taken to be all.
-FRESH = 1.0
 # An event is received at most so long before and after its own time.
 _AHEAD, _BEHIND = timedelta(minutes=5), timedelta(days=8)
 _DAY = timedelta(days=1)
@@ -49,14 +47,16 @@ class CurrentPrices:
     Args:
         book: the base prices.
         db: where the entries are.
+        fresh: seconds for which what was read is taken to be all.
     """
 
-    def __init__(self, book: PriceBook, db: Database) -> None:
+    def __init__(self, book: PriceBook, db: Database, *, fresh: float = 1.0) -> None:
         self.book = book
+        self._fresh = fresh
         self._db = db
         self._overrides = Overrides()
         self._last = 0
-        self._asked = -FRESH
+        self._asked = -fresh
 
     async def learn(self) -> None:
         """Read what there is now."""
@@ -65,7 +65,7 @@ class CurrentPrices:
 
     async def current(self, connection: Connection) -> Overrides:
         """What organizations pay otherwise, not older than a second."""
-        if monotonic() - self._asked >= FRESH:
+        if monotonic() - self._asked >= self._fresh:
             await self.refresh(connection)
         return self._overrides
 

@@ -260,9 +260,9 @@ class RepricingStore:
         await connection.execute("SELECT FROM repricings WHERE id = $1 FOR UPDATE", found.id)
         await connection.execute(
             """
-            UPDATE repricings SET finished_at = now() WHERE id = $1 AND $3 <= (
+            UPDATE repricings SET finished_at = now() WHERE id = $1 AND $3::bigint <= (
                 SELECT count(*) FROM repricing_parts
-                WHERE job = $1 AND generation = $2 AND done AND part < $3
+                WHERE job = $1 AND generation = $2 AND done AND part < $3::bigint
             )
             """,
             found.id,

@@ -28,21 +28,21 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mindweave.options.v1 import options_pb2 as mindweave_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'mindweave/usage_tracker/v1/prices.proto\x12\x1amindweave.usage_tracker.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mindweave/options/v1/options.proto\"o\n\tPriceStep\x12%\n\x0bprompt_over\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x80\x80\x80\x80\x80\x10 \x00\x12;\n\x0fusd_per_million\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[0-9]{1,6}(\\.[0-9]{1,9})?$\"\x88\x01\n\tUnitPrice\x12;\n\x0fusd_per_million\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[0-9]{1,6}(\\.[0-9]{1,9})?$\x12>\n\x05steps\x18\x02 \x03(\x0b\x32%.mindweave.usage_tracker.v1.PriceStepB\x08\xbaH\x05\x92\x01\x02\x10\x14\"\x95\x03\n\nUnitPrices\x12\x39\n\x05input\x18\x01 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x00\x88\x01\x01\x12:\n\x06output\x18\x02 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x01\x88\x01\x01\x12>\n\ncache_read\x18\x03 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x02\x88\x01\x01\x12\x42\n\x0e\x63\x61\x63he_write_5m\x18\x04 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x03\x88\x01\x01\x12\x42\n\x0e\x63\x61\x63he_write_1h\x18\x05 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x04\x88\x01\x01\x42\x08\n\x06_inputB\t\n\x07_outputB\r\n\x0b_cache_readB\x11\n\x0f_cache_write_5mB\x11\n\x0f_cache_write_1h\"\x82\x03\n\x05Price\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\x08provider\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cservice_tier\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x65\x66\x66\x65\x63tive_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12@\n\x0bunit_prices\x18\x08 \x01(\x0b\x32&.mindweave.usage_tracker.v1.UnitPricesH\x02\x88\x01\x01\x12\x13\n\x0b\x64iscount_bp\x18\t \x01(\x05\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_providerB\x0f\n\r_service_tierB\x0e\n\x0c_unit_prices\"\xaa\x03\n\x12\x43reatePriceRequest\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x05model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12!\n\x08provider\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x00\x88\x01\x01\x12%\n\x0cservice_tier\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x01\x88\x01\x01\x12:\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x0f\x65\x66\x66\x65\x63tive_until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12@\n\x0bunit_prices\x18\x07 \x01(\x0b\x32&.mindweave.usage_tracker.v1.UnitPricesH\x02\x88\x01\x01\x12$\n\x0b\x64iscount_bp\x18\x08 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00H\x03\x88\x01\x01\x42\x0b\n\t_providerB\x0f\n\r_service_tierB\x0e\n\x0c_unit_pricesB\x0e\n\x0c_discount_bp\"G\n\x13\x43reatePriceResponse\x12\x30\n\x05price\x18\x01 \x01(\x0b\x32!.mindweave.usage_tracker.v1.Price\"\x92\x01\n\x11ListPricesRequest\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x05model\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01H\x00\x88\x01\x01\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x42\x08\n\x06_model\"y\n\x12ListPricesResponse\x12\x31\n\x06prices\x18\x01 \x03(\x0b\x32!.mindweave.usage_tracker.v1.Price\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_next_page_token\"l\n\x13ListUnpricedRequest\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\xad\x01\n\rUnpricedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\x08provider\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x03\x12,\n\x08\x66irst_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07last_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_provider\"\x85\x01\n\x14ListUnpricedResponse\x12;\n\x08unpriced\x18\x01 \x03(\x0b\x32).mindweave.usage_tracker.v1.UnpricedModel\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_next_page_token\"\xc5\x01\n\x18GetReconciliationRequest\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\xe7\x01\n\x0fReconciledModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\x08provider\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x03\x12\x18\n\x10\x64iffering_events\x18\x04 \x01(\x03\x12\x17\n\x0f\x63lient_cost_usd\x18\x05 \x01(\t\x12\x10\n\x08\x63ost_usd\x18\x06 \x01(\t\x12\x16\n\x0e\x64ifference_usd\x18\x07 \x01(\t\x12\x17\n\x0funpriced_events\x18\x08 \x01(\x03\x12\x1b\n\x13without_client_cost\x18\t \x01(\x03\x42\x0b\n\t_provider\"\x8a\x01\n\x19GetReconciliationResponse\x12;\n\x06models\x18\x01 \x03(\x0b\x32+.mindweave.usage_tracker.v1.ReconciledModel\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_next_page_token2\xb4\x05\n\x0cPriceService\x12\xaa\x01\n\x0b\x43reatePrice\x12..mindweave.usage_tracker.v1.CreatePriceRequest\x1a/.mindweave.usage_tracker.v1.CreatePriceResponse\":\xea\xc7\x18\x1a\x1a\x0bprice:write\"\x06org_id(\x01\x38\xc9\x01\x82\xd3\xe4\x93\x02\x16\"\n/v1/prices:\x01*b\x05price\x12\x99\x01\n\nListPrices\x12-.mindweave.usage_tracker.v1.ListPricesRequest\x1a..mindweave.usage_tracker.v1.ListPricesResponse\",\xea\xc7\x18\x16\x1a\nprice:read\"\x06org_id0\x01\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/prices\x12\xa1\x01\n\x0cListUnpriced\x12/.mindweave.usage_tracker.v1.ListUnpricedRequest\x1a\x30.mindweave.usage_tracker.v1.ListUnpricedResponse\".\xea\xc7\x18\x16\x1a\nprice:read\"\x06org_id0\x01\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/unpriced\x12\xb6\x01\n\x11GetReconciliation\x12\x34.mindweave.usage_tracker.v1.GetReconciliationRequest\x1a\x35.mindweave.usage_tracker.v1.GetReconciliationResponse\"4\xea\xc7\x18\x16\x1a\nprice:read\"\x06org_id0\x01\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/reconciliationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'mindweave/usage_tracker/v1/prices.proto\x12\x1amindweave.usage_tracker.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mindweave/options/v1/options.proto\"p\n\nStatedStep\x12%\n\x0bprompt_over\x18\x01 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x80\x80\x80\x80\x80\x10 \x00\x12;\n\x0fusd_per_million\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[0-9]{1,6}(\\.[0-9]{1,9})?$\"\x8f\x01\n\x0fStatedUnitPrice\x12;\n\x0fusd_per_million\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[0-9]{1,6}(\\.[0-9]{1,9})?$\x12?\n\x05steps\x18\x02 \x03(\x0b\x32&.mindweave.usage_tracker.v1.StatedStepB\x08\xbaH\x05\x92\x01\x02\x10\x14\"\xb9\x03\n\x10StatedUnitPrices\x12?\n\x05input\x18\x01 \x01(\x0b\x32+.mindweave.usage_tracker.v1.StatedUnitPriceH\x00\x88\x01\x01\x12@\n\x06output\x18\x02 \x01(\x0b\x32+.mindweave.usage_tracker.v1.StatedUnitPriceH\x01\x88\x01\x01\x12\x44\n\ncache_read\x18\x03 \x01(\x0b\x32+.mindweave.usage_tracker.v1.StatedUnitPriceH\x02\x88\x01\x01\x12H\n\x0e\x63\x61\x63he_write_5m\x18\x04 \x01(\x0b\x32+.mindweave.usage_tracker.v1.StatedUnitPriceH\x03\x88\x01\x01\x12H\n\x0e\x63\x61\x63he_write_1h\x18\x05 \x01(\x0b\x32+.mindweave.usage_tracker.v1.StatedUnitPriceH\x04\x88\x01\x01\x42\x08\n\x06_inputB\t\n\x07_outputB\r\n\x0b_cache_readB\x11\n\x0f_cache_write_5mB\x11\n\x0f_cache_write_1h\"9\n\tPriceStep\x12\x13\n\x0bprompt_over\x18\x01 \x01(\x03\x12\x17\n\x0fusd_per_million\x18\x02 \x01(\t\"Z\n\tUnitPrice\x12\x17\n\x0fusd_per_million\x18\x01 \x01(\t\x12\x34\n\x05steps\x18\x02 \x03(\x0b\x32%.mindweave.usage_tracker.v1.PriceStep\"\x95\x03\n\nUnitPrices\x12\x39\n\x05input\x18\x01 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x00\x88\x01\x01\x12:\n\x06output\x18\x02 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x01\x88\x01\x01\x12>\n\ncache_read\x18\x03 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x02\x88\x01\x01\x12\x42\n\x0e\x63\x61\x63he_write_5m\x18\x04 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x03\x88\x01\x01\x12\x42\n\x0e\x63\x61\x63he_write_1h\x18\x05 \x01(\x0b\x32%.mindweave.usage_tracker.v1.UnitPriceH\x04\x88\x01\x01\x42\x08\n\x06_inputB\t\n\x07_outputB\r\n\x0b_cache_readB\x11\n\x0f_cache_write_5mB\x11\n\x0f_cache_write_1h\"\x82\x03\n\x05Price\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\x08provider\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cservice_tier\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x65\x66\x66\x65\x63tive_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12@\n\x0bunit_prices\x18\x08 \x01(\x0b\x32&.mindweave.usage_tracker.v1.UnitPricesH\x02\x88\x01\x01\x12\x13\n\x0b\x64iscount_bp\x18\t \x01(\x05\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_providerB\x0f\n\r_service_tierB\x0e\n\x0c_unit_prices\"\xb0\x03\n\x12\x43reatePriceRequest\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x05model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12!\n\x08provider\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x00\x88\x01\x01\x12%\n\x0cservice_tier\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x01\x88\x01\x01\x12:\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x0f\x65\x66\x66\x65\x63tive_until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x46\n\x0bunit_prices\x18\x07 \x01(\x0b\x32,.mindweave.usage_tracker.v1.StatedUnitPricesH\x02\x88\x01\x01\x12$\n\x0b\x64iscount_bp\x18\x08 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00H\x03\x88\x01\x01\x42\x0b\n\t_providerB\x0f\n\r_service_tierB\x0e\n\x0c_unit_pricesB\x0e\n\x0c_discount_bp\"G\n\x13\x43reatePriceResponse\x12\x30\n\x05price\x18\x01 \x01(\x0b\x32!.mindweave.usage_tracker.v1.Price\"\x92\x01\n\x11ListPricesRequest\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x05model\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01H\x00\x88\x01\x01\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x42\x08\n\x06_model\"y\n\x12ListPricesResponse\x12\x31\n\x06prices\x18\x01 \x03(\x0b\x32!.mindweave.usage_tracker.v1.Price\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_next_page_token\"l\n\x13ListUnpricedRequest\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\xad\x01\n\rUnpricedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\x08provider\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x03\x12,\n\x08\x66irst_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07last_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_provider\"\x85\x01\n\x14ListUnpricedResponse\x12;\n\x08unpriced\x18\x01 \x03(\x0b\x32).mindweave.usage_tracker.v1.UnpricedModel\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_next_page_token\"\xc5\x01\n\x18GetReconciliationRequest\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\xe7\x01\n\x0fReconciledModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\x08provider\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x03\x12\x18\n\x10\x64iffering_events\x18\x04 \x01(\x03\x12\x17\n\x0f\x63lient_cost_usd\x18\x05 \x01(\t\x12\x10\n\x08\x63ost_usd\x18\x06 \x01(\t\x12\x16\n\x0e\x64ifference_usd\x18\x07 \x01(\t\x12\x17\n\x0funpriced_events\x18\x08 \x01(\x03\x12\x1b\n\x13without_client_cost\x18\t \x01(\x03\x42\x0b\n\t_provider\"\x8a\x01\n\x19GetReconciliationResponse\x12;\n\x06models\x18\x01 \x03(\x0b\x32+.mindweave.usage_tracker.v1.ReconciledModel\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_next_page_token2\xb4\x05\n\x0cPriceService\x12\xaa\x01\n\x0b\x43reatePrice\x12..mindweave.usage_tracker.v1.CreatePriceRequest\x1a/.mindweave.usage_tracker.v1.CreatePriceResponse\":\xea\xc7\x18\x1a\x1a\x0bprice:write\"\x06org_id(\x01\x38\xc9\x01\x82\xd3\xe4\x93\x02\x16\"\n/v1/prices:\x01*b\x05price\x12\x99\x01\n\nListPrices\x12-.mindweave.usage_tracker.v1.ListPricesRequest\x1a..mindweave.usage_tracker.v1.ListPricesResponse\",\xea\xc7\x18\x16\x1a\nprice:read\"\x06org_id0\x01\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/prices\x12\xa1\x01\n\x0cListUnpriced\x12/.mindweave.usage_tracker.v1.ListUnpricedRequest\x1a\x30.mindweave.usage_tracker.v1.ListUnpricedResponse\".\xea\xc7\x18\x16\x1a\nprice:read\"\x06org_id0\x01\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/unpriced\x12\xb6\x01\n\x11GetReconciliation\x12\x34.mindweave.usage_tracker.v1.GetReconciliationRequest\x1a\x35.mindweave.usage_tracker.v1.GetReconciliationResponse\"4\xea\xc7\x18\x16\x1a\nprice:read\"\x06org_id0\x01\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/reconciliationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mindweave.usage_tracker.v1.prices_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRICESTEP'].fields_by_name['prompt_over']._loaded_options = None
-  _globals['_PRICESTEP'].fields_by_name['prompt_over']._serialized_options = b'\272H\r\"\013\030\200\200\200\200\200\200\200\020 \000'
-  _globals['_PRICESTEP'].fields_by_name['usd_per_million']._loaded_options = None
-  _globals['_PRICESTEP'].fields_by_name['usd_per_million']._serialized_options = b'\272H\037r\0352\033^[0-9]{1,6}(\\.[0-9]{1,9})?$'
-  _globals['_UNITPRICE'].fields_by_name['usd_per_million']._loaded_options = None
-  _globals['_UNITPRICE'].fields_by_name['usd_per_million']._serialized_options = b'\272H\037r\0352\033^[0-9]{1,6}(\\.[0-9]{1,9})?$'
-  _globals['_UNITPRICE'].fields_by_name['steps']._loaded_options = None
-  _globals['_UNITPRICE'].fields_by_name['steps']._serialized_options = b'\272H\005\222\001\002\020\024'
+  _globals['_STATEDSTEP'].fields_by_name['prompt_over']._loaded_options = None
+  _globals['_STATEDSTEP'].fields_by_name['prompt_over']._serialized_options = b'\272H\r\"\013\030\200\200\200\200\200\200\200\020 \000'
+  _globals['_STATEDSTEP'].fields_by_name['usd_per_million']._loaded_options = None
+  _globals['_STATEDSTEP'].fields_by_name['usd_per_million']._serialized_options = b'\272H\037r\0352\033^[0-9]{1,6}(\\.[0-9]{1,9})?$'
+  _globals['_STATEDUNITPRICE'].fields_by_name['usd_per_million']._loaded_options = None
+  _globals['_STATEDUNITPRICE'].fields_by_name['usd_per_million']._serialized_options = b'\272H\037r\0352\033^[0-9]{1,6}(\\.[0-9]{1,9})?$'
+  _globals['_STATEDUNITPRICE'].fields_by_name['steps']._loaded_options = None
+  _globals['_STATEDUNITPRICE'].fields_by_name['steps']._serialized_options = b'\272H\005\222\001\002\020\024'
   _globals['_CREATEPRICEREQUEST'].fields_by_name['org_id']._loaded_options = None
   _globals['_CREATEPRICEREQUEST'].fields_by_name['org_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_CREATEPRICEREQUEST'].fields_by_name['model']._loaded_options = None
@@ -83,34 +83,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRICESERVICE'].methods_by_name['ListUnpriced']._serialized_options = b'\352\307\030\026\032\nprice:read\"\006org_id0\001\202\323\344\223\002\016\022\014/v1/unpriced'
   _globals['_PRICESERVICE'].methods_by_name['GetReconciliation']._loaded_options = None
   _globals['_PRICESERVICE'].methods_by_name['GetReconciliation']._serialized_options = b'\352\307\030\026\032\nprice:read\"\006org_id0\001\202\323\344\223\002\024\022\022/v1/reconciliation'
-  _globals['_PRICESTEP']._serialized_start=199
-  _globals['_PRICESTEP']._serialized_end=310
-  _globals['_UNITPRICE']._serialized_start=313
-  _globals['_UNITPRICE']._serialized_end=449
-  _globals['_UNITPRICES']._serialized_start=452
-  _globals['_UNITPRICES']._serialized_end=857
-  _globals['_PRICE']._serialized_start=860
-  _globals['_PRICE']._serialized_end=1246
-  _globals['_CREATEPRICEREQUEST']._serialized_start=1249
-  _globals['_CREATEPRICEREQUEST']._serialized_end=1675
-  _globals['_CREATEPRICERESPONSE']._serialized_start=1677
-  _globals['_CREATEPRICERESPONSE']._serialized_end=1748
-  _globals['_LISTPRICESREQUEST']._serialized_start=1751
-  _globals['_LISTPRICESREQUEST']._serialized_end=1897
-  _globals['_LISTPRICESRESPONSE']._serialized_start=1899
-  _globals['_LISTPRICESRESPONSE']._serialized_end=2020
-  _globals['_LISTUNPRICEDREQUEST']._serialized_start=2022
-  _globals['_LISTUNPRICEDREQUEST']._serialized_end=2130
-  _globals['_UNPRICEDMODEL']._serialized_start=2133
-  _globals['_UNPRICEDMODEL']._serialized_end=2306
-  _globals['_LISTUNPRICEDRESPONSE']._serialized_start=2309
-  _globals['_LISTUNPRICEDRESPONSE']._serialized_end=2442
-  _globals['_GETRECONCILIATIONREQUEST']._serialized_start=2445
-  _globals['_GETRECONCILIATIONREQUEST']._serialized_end=2642
-  _globals['_RECONCILEDMODEL']._serialized_start=2645
-  _globals['_RECONCILEDMODEL']._serialized_end=2876
-  _globals['_GETRECONCILIATIONRESPONSE']._serialized_start=2879
-  _globals['_GETRECONCILIATIONRESPONSE']._serialized_end=3017
-  _globals['_PRICESERVICE']._serialized_start=3020
-  _globals['_PRICESERVICE']._serialized_end=3712
+  _globals['_STATEDSTEP']._serialized_start=199
+  _globals['_STATEDSTEP']._serialized_end=311
+  _globals['_STATEDUNITPRICE']._serialized_start=314
+  _globals['_STATEDUNITPRICE']._serialized_end=457
+  _globals['_STATEDUNITPRICES']._serialized_start=460
+  _globals['_STATEDUNITPRICES']._serialized_end=901
+  _globals['_PRICESTEP']._serialized_start=903
+  _globals['_PRICESTEP']._serialized_end=960
+  _globals['_UNITPRICE']._serialized_start=962
+  _globals['_UNITPRICE']._serialized_end=1052
+  _globals['_UNITPRICES']._serialized_start=1055
+  _globals['_UNITPRICES']._serialized_end=1460
+  _globals['_PRICE']._serialized_start=1463
+  _globals['_PRICE']._serialized_end=1849
+  _globals['_CREATEPRICEREQUEST']._serialized_start=1852
+  _globals['_CREATEPRICEREQUEST']._serialized_end=2284
+  _globals['_CREATEPRICERESPONSE']._serialized_start=2286
+  _globals['_CREATEPRICERESPONSE']._serialized_end=2357
+  _globals['_LISTPRICESREQUEST']._serialized_start=2360
+  _globals['_LISTPRICESREQUEST']._serialized_end=2506
+  _globals['_LISTPRICESRESPONSE']._serialized_start=2508
+  _globals['_LISTPRICESRESPONSE']._serialized_end=2629
+  _globals['_LISTUNPRICEDREQUEST']._serialized_start=2631
+  _globals['_LISTUNPRICEDREQUEST']._serialized_end=2739
+  _globals['_UNPRICEDMODEL']._serialized_start=2742
+  _globals['_UNPRICEDMODEL']._serialized_end=2915
+  _globals['_LISTUNPRICEDRESPONSE']._serialized_start=2918
+  _globals['_LISTUNPRICEDRESPONSE']._serialized_end=3051
+  _globals['_GETRECONCILIATIONREQUEST']._serialized_start=3054
+  _globals['_GETRECONCILIATIONREQUEST']._serialized_end=3251
+  _globals['_RECONCILEDMODEL']._serialized_start=3254
+  _globals['_RECONCILEDMODEL']._serialized_end=3485
+  _globals['_GETRECONCILIATIONRESPONSE']._serialized_start=3488
+  _globals['_GETRECONCILIATIONRESPONSE']._serialized_end=3626
+  _globals['_PRICESERVICE']._serialized_start=3629
+  _globals['_PRICESERVICE']._serialized_end=4321
 # @@protoc_insertion_point(module_scope)

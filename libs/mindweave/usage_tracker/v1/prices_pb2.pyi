@@ -20,9 +20,117 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class PriceStep(_message.Message):
+class StatedStep(_message.Message):
     """What a million tokens cost where the whole prompt is longer than so many tokens."""
 
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_OVER_FIELD_NUMBER: _builtins.int
+    USD_PER_MILLION_FIELD_NUMBER: _builtins.int
+    prompt_over: _builtins.int
+    usd_per_million: _builtins.str
+    def __init__(
+        self,
+        *,
+        prompt_over: _builtins.int = ...,
+        usd_per_million: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_over", b"prompt_over", "usd_per_million", b"usd_per_million"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatedStep: _TypeAlias = StatedStep  # noqa: Y015
+
+@_typing.final
+class StatedUnitPrice(_message.Message):
+    """What a million tokens of a kind cost; the step with the longest prompt that is exceeded holds for
+    the whole request.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USD_PER_MILLION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    usd_per_million: _builtins.str
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatedStep]: ...
+    def __init__(
+        self,
+        *,
+        usd_per_million: _builtins.str = ...,
+        steps: _abc.Iterable[Global___StatedStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps", "usd_per_million", b"usd_per_million"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatedUnitPrice: _TypeAlias = StatedUnitPrice  # noqa: Y015
+
+@_typing.final
+class StatedUnitPrices(_message.Message):
+    """By kind of token; a request with tokens of a kind that has no price is unpriced."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    CACHE_READ_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_5M_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_1H_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def input(self) -> Global___StatedUnitPrice:
+        """The uncached input only."""
+
+    @_builtins.property
+    def output(self) -> Global___StatedUnitPrice: ...
+    @_builtins.property
+    def cache_read(self) -> Global___StatedUnitPrice: ...
+    @_builtins.property
+    def cache_write_5m(self) -> Global___StatedUnitPrice: ...
+    @_builtins.property
+    def cache_write_1h(self) -> Global___StatedUnitPrice: ...
+    def __init__(
+        self,
+        *,
+        input: Global___StatedUnitPrice | None = ...,
+        output: Global___StatedUnitPrice | None = ...,
+        cache_read: Global___StatedUnitPrice | None = ...,
+        cache_write_5m: Global___StatedUnitPrice | None = ...,
+        cache_write_1h: Global___StatedUnitPrice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_read", b"_cache_read", "_cache_write_1h", b"_cache_write_1h", "_cache_write_5m", b"_cache_write_5m", "_input", b"_input", "_output", b"_output", "cache_read", b"cache_read", "cache_write_1h", b"cache_write_1h", "cache_write_5m", b"cache_write_5m", "input", b"input", "output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_read", b"_cache_read", "_cache_write_1h", b"_cache_write_1h", "_cache_write_5m", b"_cache_write_5m", "_input", b"_input", "_output", b"_output", "cache_read", b"cache_read", "cache_write_1h", b"cache_write_1h", "cache_write_5m", b"cache_write_5m", "input", b"input", "output", b"output"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_read: _TypeAlias = _typing.Literal["cache_read"]  # noqa: Y015
+    _WhichOneofArgType__cache_read: _TypeAlias = _typing.Literal["_cache_read", b"_cache_read"]  # noqa: Y015
+    _WhichOneofReturnType__cache_write_1h: _TypeAlias = _typing.Literal["cache_write_1h"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_1h: _TypeAlias = _typing.Literal["_cache_write_1h", b"_cache_write_1h"]  # noqa: Y015
+    _WhichOneofReturnType__cache_write_5m: _TypeAlias = _typing.Literal["cache_write_5m"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_5m: _TypeAlias = _typing.Literal["_cache_write_5m", b"_cache_write_5m"]  # noqa: Y015
+    _WhichOneofReturnType__input: _TypeAlias = _typing.Literal["input"]  # noqa: Y015
+    _WhichOneofArgType__input: _TypeAlias = _typing.Literal["_input", b"_input"]  # noqa: Y015
+    _WhichOneofReturnType__output: _TypeAlias = _typing.Literal["output"]  # noqa: Y015
+    _WhichOneofArgType__output: _TypeAlias = _typing.Literal["_output", b"_output"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_read) -> _WhichOneofReturnType__cache_read | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_1h) -> _WhichOneofReturnType__cache_write_1h | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_5m) -> _WhichOneofReturnType__cache_write_5m | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input) -> _WhichOneofReturnType__input | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output) -> _WhichOneofReturnType__output | None: ...
+
+Global___StatedUnitPrices: _TypeAlias = StatedUnitPrices  # noqa: Y015
+
+@_typing.final
+class PriceStep(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PROMPT_OVER_FIELD_NUMBER: _builtins.int
@@ -45,17 +153,15 @@ Global___PriceStep: _TypeAlias = PriceStep  # noqa: Y015
 
 @_typing.final
 class UnitPrice(_message.Message):
-    """What a million tokens of a kind cost; the step with the longest prompt that is exceeded holds for
-    the whole request.
-    """
-
     DESCRIPTOR: _descriptor.Descriptor
 
     USD_PER_MILLION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     usd_per_million: _builtins.str
     @_builtins.property
-    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceStep]: ...
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceStep]:
+        """The shortest prompt first."""
+
     def __init__(
         self,
         *,
@@ -72,8 +178,6 @@ Global___UnitPrice: _TypeAlias = UnitPrice  # noqa: Y015
 
 @_typing.final
 class UnitPrices(_message.Message):
-    """By kind of token; a request with tokens of a kind that has no price is unpriced."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     INPUT_FIELD_NUMBER: _builtins.int
@@ -82,9 +186,7 @@ class UnitPrices(_message.Message):
     CACHE_WRITE_5M_FIELD_NUMBER: _builtins.int
     CACHE_WRITE_1H_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def input(self) -> Global___UnitPrice:
-        """The uncached input only."""
-
+    def input(self) -> Global___UnitPrice: ...
     @_builtins.property
     def output(self) -> Global___UnitPrice: ...
     @_builtins.property
@@ -226,7 +328,7 @@ class CreatePriceRequest(_message.Message):
         """Excluded; for ever when absent."""
 
     @_builtins.property
-    def unit_prices(self) -> Global___UnitPrices:
+    def unit_prices(self) -> Global___StatedUnitPrices:
         """In place of the base price when given."""
 
     def __init__(
@@ -238,7 +340,7 @@ class CreatePriceRequest(_message.Message):
         service_tier: _builtins.str | None = ...,
         effective_from: _timestamp_pb2.Timestamp | None = ...,
         effective_until: _timestamp_pb2.Timestamp | None = ...,
-        unit_prices: Global___UnitPrices | None = ...,
+        unit_prices: Global___StatedUnitPrices | None = ...,
         discount_bp: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_discount_bp", b"_discount_bp", "_provider", b"_provider", "_service_tier", b"_service_tier", "_unit_prices", b"_unit_prices", "discount_bp", b"discount_bp", "effective_from", b"effective_from", "effective_until", b"effective_until", "provider", b"provider", "service_tier", b"service_tier", "unit_prices", b"unit_prices"]  # noqa: Y015
