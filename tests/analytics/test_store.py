@@ -478,3 +478,37 @@ async def test_sums_beyond_64_bits_stay_exact_and_stop_nobody(db, store):
     result = await ask(store, books, START, end, "all")
     assert result.totals.sums["cost_nano"] == 3 * large
     assert result.totals.sums["input_tokens"] == 3 * large
+
+
+@pytest.mark.parametrize("rolled", [False, True])
+async def test_a_correction_changes_money_and_nothing_else_on_every_level(db, store, rolled):
+    books = Books()
+    await append(db, store, books, books.windows(0, 300))
+    await roll_up(store, books)
+    start, end = START, START + timedelta(days=4)
+    before = {g: await ask(store, books, start, end, g) for g in ("minute", "hour", "day", "all")}
+    nothing = {
+        **dict.fromkeys(SUMS, 0),
+        "cache_write_5m_tokens": 0,
+        "cache_write_1h_tokens": 0,
+        "latency_bins": [],
+        "latency_counts": [],
+    }
+    change = nothing | {"unpriced_events": -1, "input_nano": -7, "cost_nano": -7}
+    corrected = [
+        {**row, **change, "seq": 301 + n, "reason": "reprice"}
+        for n, row in enumerate(row for row in books.rows if row["model"] == MODELS[0])
+    ]
+    columns = {name: [row[name] for row in corrected] for name in Columns.__struct_fields__}
+    last = 300 + len(corrected)
+    await append(db, store, books, Windows({}, 0, 301, last, Columns(**columns)))
+    if rolled:
+        await roll_up(store, books)
+    for granularity, was in before.items():
+        now = await ask(store, books, start, end, granularity)
+        assert len(now.rows) == len(was.rows)
+        expected = {
+            name: was.totals.sums[name] + change[name] * len(corrected) for name in was.totals.sums
+        }
+        assert now.totals.sums == expected
+        assert sorted(now.totals.bins) == sorted(was.totals.bins)

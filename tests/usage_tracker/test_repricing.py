@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -15,16 +15,18 @@ from common.errors import Unavailable
 from common.events.ledger.offsets import Fenced, Offsets
 from common.testing import silent_telemetry
 from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.prices import CurrentPrices, PriceActions
 from services.usage_tracker.actions.repricing import Repricing
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
+from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.pricing import PriceBook, Rate
 from services.usage_tracker.store import PriceStore, RepricingStore, UsageStore
 from services.usage_tracker.store import repricing as store_of_orders
 from services.usage_tracker.store.prices import Stated
 from services.usage_tracker.store.walks import Walk
-from tests.usage_tracker.conftest import MakeArrived, MakeRecord, layouts_of
+from tests.usage_tracker.conftest import FixedLayouts, MakeArrived, MakeRecord
 from tests.usage_tracker.plain import Arrived
 
 pytestmark = pytest.mark.store
@@ -51,7 +53,8 @@ class World:
         self.db = db
         self.actions = PriceActions(db, ManualClock(NOW))
         self.orders = RepricingStore(db)
-        self._layouts = layouts_of(parts)
+        self.layouts = FixedLayouts(parts)
+        self._layouts = cast(Layouts, self.layouts)
         self.restart()
 
     def restart(self) -> None:
@@ -246,6 +249,37 @@ async def test_an_order_is_finished_when_all_parts_are_done(
     assert (progress.finished, progress.parts, progress.events) == (True, 2, 40)
     assert progress.cost_nano == (await world.windows())["cost_nano"]
     assert await world.orders.open_orders() == frozenset()
+
+
+async def test_another_generation_of_the_layout_begins_an_order_anew_and_adds_nothing_twice(
+    world: World, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    await world.count(record(*many(arrived, 300)))
+    await world.state(usd=3)
+    await world.repricing.look()
+    while not (await world.windows())["cost_nano"]:
+        await world.step(0)
+    assert (await world.windows())["unpriced_events"] > 0
+    world.layouts.layout = Layout(1, 2, State.OPEN, None)
+    await world.finish()
+    windows = await world.windows()
+    assert windows["cost_nano"] == 3_000 * sum(range(300)) + 300 * 600_000
+    assert windows["unpriced_events"] == 0
+    assert await world.all("SELECT count(*) FROM adjustments") == [(300,)]
+
+
+async def test_while_the_layout_changes_nothing_is_done(
+    world: World, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    await world.count(record(*many(arrived, 3)))
+    await world.state(usd=3)
+    await world.repricing.look()
+    assert world.repricing.due(0)
+    world.layouts.layout = Layout(1, 1, State.DRAINING, 2)
+    await world.step(0)
+    assert (await world.windows())["cost_nano"] == 0
+    await world.repricing.look()
+    assert not world.repricing.due(0)
 
 
 async def test_whoever_lost_the_part_adjusts_nothing(
