@@ -189,8 +189,8 @@ def reprice(
 
     The workers do it, within raw retention; it may be ended, and they go on.
     """
-    if since >= until:
-        raise typer.BadParameter("is not after --from", param_hint="--to")
+    if since >= until or since.year < 1970 or until.year >= 9000:
+        raise typer.BadParameter("must be after --from, both in the years 1970 to 8999")
     with _told_in_a_line():
         from fleet.repricing import reprice as price_anew
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,7 +11,7 @@ import pytest
 
 from common.clock import ManualClock
 from common.database import Database, Scope
-from common.errors import Invalid, NotFound, PermissionDenied, Unauthenticated
+from common.errors import Conflict, Invalid, NotFound, PermissionDenied, Unauthenticated
 from common.identity.call import ANONYMOUS, Principal
 from common.rpc.fields import timestamp
 from common.testing import Served, a_project_key, a_user, serve
@@ -204,6 +204,45 @@ async def test_a_worker_is_shown_the_entries_of_all_in_the_order_of_their_number
         assert await last_price(connection) == found[-1].seq == before + 2
     assert [entry.org_id for entry in found] == [org_id, other]
     assert [rate and rate.base for rate in found[0].rates or ()] == [10**9, *[None] * 3, 2 * 10**9]
+
+
+async def test_an_organization_has_room_for_so_many_entries_and_others_for_theirs(
+    database: Database, org_id: UUID
+) -> None:
+    servicer = PriceServicer(PriceActions(database, ManualClock(NOW), most=1))
+    async with serve([(SERVICE, servicer)], database=database) as served:
+        user, other = a_user(), uuid4()
+        for org in (org_id, other):
+            served.access.grant(user, org, "owner")
+            await call(served, "CreatePrice", stating(org), user)
+        with pytest.raises(Conflict) as refused:
+            await call(served, "CreatePrice", stating(org_id), user)
+        assert refused.value.code == "too_many_prices"
+
+
+async def test_times_at_both_ends_of_the_calendar_break_nothing(
+    served: Served, admin: Principal, org_id: UUID, database: Database
+) -> None:
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    for wrong in ({"effective_from": first}, {"effective_from": last}, {"effective_until": last}):
+        given = {name: timestamp(time) for name, time in wrong.items()}
+        with pytest.raises(Invalid):
+            await call(served, "CreatePrice", stating(org_id, **given), admin)
+    ends = {
+        "effective_from": timestamp(datetime(1970, 1, 1, tzinfo=UTC)),
+        "effective_until": timestamp(datetime(8999, 12, 31, tzinfo=UTC)),
+    }
+    prices = unit_prices(input="1")
+    await call(served, "CreatePrice", stating(org_id, unit_prices=prices, **ends), admin)
+    async with database.session() as connection:
+        found = await price_entries(connection, await last_price(connection) - 1)
+    assert [entry.since for entry in found] == [0]
+    asked = pb.GetReconciliationRequest(org_id=str(org_id), start=timestamp(first))
+    asked.end.CopyFrom(timestamp(last))
+    assert not (await call(served, "GetReconciliation", asked, admin)).models
+    asked = pb.GetReconciliationRequest(org_id=str(org_id), end=timestamp(first))
+    with pytest.raises(Invalid):
+        await call(served, "GetReconciliation", asked, admin)
 
 
 async def test_a_wrong_page_token_or_time_is_refused(

@@ -268,6 +268,16 @@ async def test_another_generation_of_the_layout_begins_an_order_anew_and_adds_no
     assert await world.all("SELECT count(*) FROM adjustments") == [(300,)]
 
 
+async def test_an_order_may_begin_long_ago_and_end_in_ages(
+    world: World, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    await world.count(record(*many(arrived, 3)))
+    first, last = (datetime(year, 1, 1, tzinfo=UTC) for year in (1970, 8999))
+    await world.state(usd=3, since=first, until=last)
+    await world.finish()
+    assert (await world.windows())["unpriced_events"] == 0
+
+
 async def test_while_the_layout_changes_nothing_is_done(
     world: World, arrived: MakeArrived, record: MakeRecord
 ) -> None:

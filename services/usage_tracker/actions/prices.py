@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TypeVar
 from uuid import UUID
 
 from common.clock import Clock
 from common.database import Change, Connection, Database, Scope
-from common.errors import FieldError, Invalid, Unavailable
+from common.errors import Conflict, FieldError, Invalid, Unavailable
 from common.ids import uuid7
 from common.rpc.fields import timestamp
 from mindweave.usage_tracker.v1.events_pb2 import PriceChanged
@@ -28,9 +28,18 @@ from services.usage_tracker.store.prices import (
 from services.usage_tracker.store.repricing import order
 
 T = TypeVar("T")
-# An event is received at most so long before and after its own time.
-_AHEAD, _BEHIND = timedelta(minutes=5), timedelta(days=8)
 _DAY = timedelta(days=1)
+_SECOND_DAY = datetime.min.replace(tzinfo=UTC) + _DAY
+# The database takes the ends of the calendar for infinity.
+_EARLIEST, _LATEST = (datetime(year, 1, 1, tzinfo=UTC) for year in (1970, 9000))
+# Entries of an organization; every worker keeps those of all in memory.
+_MOST = 10_000
+
+
+class TooManyPrices(Conflict):
+    """The organization has stated as many prices as it may."""
+
+    code = "too_many_prices"
 
 
 class PricesChanged(Unavailable):
@@ -95,11 +104,12 @@ class CurrentPrices:
 
 
 class PriceActions:
-    """What can be done with an organization's prices."""
+    """What can be done with an organization's prices; it has ``most`` entries at most."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, *, most: int = _MOST) -> None:
         self._database = database
         self._clock = clock
+        self._most = most
 
     async def create(
         self,
@@ -117,17 +127,24 @@ class PriceActions:
         """State a price, and have what was without one priced by it.
 
         Raises:
-            Invalid: it ends before it begins, or has no unit price at all.
+            Invalid: it ends before it begins or beyond any time, or has no unit price at all.
+            TooManyPrices: there is no room for another.
         """
+        for field, time in (("effective_from", since), ("effective_until", until)):
+            if time is not None and not _EARLIEST <= time < _LATEST:
+                raise _refused(field, "must be between the years 1970 and 9000")
         if until is not None and until <= since:
             raise _refused("effective_until", "must be later than effective_from")
         if rates is not None and not any(rates):
             raise _refused("unit_prices", "must hold the price of a kind of token")
         async with self._database.change(Scope((org_id,))) as change:
             store = PriceStore(change.connection)
+            seq = await store.next_seq()
+            if await store.count(org_id) >= self._most:
+                raise TooManyPrices(f"An organization may state {self._most:,} prices.")
             entry = Entry(
                 id=uuid7(),
-                seq=await store.next_seq(),
+                seq=seq,
                 org_id=org_id,
                 model=model,
                 provider=provider,
@@ -179,14 +196,11 @@ class PriceActions:
             Invalid: the time ends before it begins.
         """
         end = end or self._clock.now()
-        start = start or end - _DAY
+        start = start or max(end, _SECOND_DAY) - _DAY
         if start >= end:
             raise _refused("start", "must be earlier than end")
-        received = (start - _AHEAD, end + _BEHIND)
         async with self._database.read(Scope((org_id,))) as connection:
-            return await PriceStore(connection).reconciled(
-                org_id, start, end, received, after, limit
-            )
+            return await PriceStore(connection).reconciled(org_id, start, end, after, limit)
 
 
 def _refused(field: str, message: str) -> Invalid:

@@ -68,6 +68,13 @@ class PriceStore:
         )
         return seq
 
+    async def count(self, org_id: UUID) -> int:
+        """Entries of an organization."""
+        found: int = await self._connection.fetchval(
+            "SELECT count(*) FROM prices WHERE org_id = $1", org_id
+        )
+        return found
+
     async def insert(self, stated: Stated) -> None:
         entry = stated.entry
         await self._connection.execute(
@@ -135,7 +142,6 @@ class PriceStore:
         org_id: UUID,
         start: datetime,
         end: datetime,
-        received: tuple[datetime, datetime],
         after: tuple[str, str] | None,
         limit: int,
     ) -> list[Reconciled]:
@@ -145,7 +151,6 @@ class PriceStore:
             org_id: whose.
             start: included, by the events' own times.
             end: excluded.
-            received: between which times such events were received.
             after: the last model and provider ('' for none) of the page before.
             limit: at most so many.
         """
@@ -155,15 +160,18 @@ class PriceStore:
                 SELECT received_at, event_id, sum(cost_nano) AS cost_nano,
                     sum(unpriced) AS unpriced
                 FROM adjustments
-                WHERE org_id = $1 AND received_at >= $4 AND received_at < $5 GROUP BY 1, 2
+                WHERE org_id = $1 AND received_at >= $2::timestamptz - interval '5 minutes'
+                    AND received_at < $3::timestamptz + interval '8 days'
+                GROUP BY 1, 2
             ), costs AS (
                 SELECT e.model, coalesce(e.provider, '') AS provider, e.client_cost_nano AS theirs,
                     CASE WHEN (e.cost_nano IS NULL)::integer + coalesce(a.unpriced, 0) = 0
                         THEN coalesce(e.cost_nano, 0) + coalesce(a.cost_nano, 0) END AS ours
                 FROM events AS e LEFT JOIN adjusted AS a USING (received_at, event_id)
-                WHERE e.org_id = $1 AND e.at >= $2 AND e.at < $3 AND e.received_at >= $4
-                    AND e.received_at < $5 AND e.model IS NOT NULL
-                    AND ($6::text IS NULL OR (e.model, coalesce(e.provider, '')) > ($6, $7))
+                WHERE e.org_id = $1 AND e.at >= $2 AND e.at < $3 AND e.model IS NOT NULL
+                    AND e.received_at >= $2::timestamptz - interval '5 minutes'
+                    AND e.received_at < $3::timestamptz + interval '8 days'
+                    AND ($4::text IS NULL OR (e.model, coalesce(e.provider, '')) > ($4, $5))
             ), both_given AS (SELECT *, theirs IS NOT NULL AND ours IS NOT NULL AS b FROM costs)
             SELECT model, nullif(provider, '') AS provider,
                 count(*) FILTER (WHERE b) AS events,
@@ -173,12 +181,11 @@ class PriceStore:
                 count(*) FILTER (WHERE theirs IS NOT NULL AND ours IS NULL) AS unpriced_events,
                 count(*) FILTER (WHERE theirs IS NULL) AS without_client_cost
             FROM both_given AS g GROUP BY model, g.provider
-            ORDER BY model, g.provider LIMIT $8
+            ORDER BY model, g.provider LIMIT $6
             """,
             org_id,
             start,
             end,
-            *received,
             *(after or (None, None)),
             limit,
         )

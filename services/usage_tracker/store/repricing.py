@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from uuid import UUID
 
 import asyncpg
@@ -22,8 +22,6 @@ from services.usage_tracker.store.walks import Range, Walk
 ADJUSTMENTS = "adjustments"
 # Blocks of a step: some ten thousand events.
 _BLOCKS = 512
-# An event may be dated so much later than it was received.
-_AHEAD = timedelta(minutes=5)
 _IDS = frozenset({"org_id", "project_id", "team_id", "user_id", "api_key_id"})
 _CODED = (*DIMENSIONS, "service_tier")
 
@@ -162,10 +160,11 @@ class RepricingStore:
             """
             SELECT inhrelid::regclass::text AS name FROM pg_inherits
             WHERE inhparent = 'events'::regclass
-                AND to_date(right(inhrelid::regclass::text, 8), 'YYYYMMDD') >= $1
+                AND to_date(right(inhrelid::regclass::text, 8), 'YYYYMMDD')
+                    >= ($1::timestamptz - interval '5 minutes')::date
             ORDER BY 1
             """,
-            (found.since - _AHEAD).date(),
+            found.since,
         )
         return [row["name"] for row in rows]
 
@@ -245,7 +244,7 @@ class RepricingStore:
             part,
             found.id,
             batch.count,
-            int(more.sum()),
+            sum(more.sum(axis=1).tolist()),
         )
 
     async def finish(
