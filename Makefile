@@ -33,7 +33,7 @@ up: setup ## a process per service, until Ctrl-C (LISTEN, DATA, BROKER=kafka|red
 	@exec .venv/bin/mindweave up --listen $(LISTEN) --data $(DATA) --broker $(BROKER) \
 	  $(foreach count,$(SCALE),--scale $(count))
 
-test: lint ## everything: lint, types, unit, store, rpc, bus and e2e tests, coverage
+test: lint ## everything: lint, types, unit, store, rpc, bus (with coverage) and e2e tests
 	@$(RUN) python tests/run.py
 
 lint: setup ## formatting, lint, types, import rules, protos, generated files

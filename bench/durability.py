@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import asyncpg
@@ -30,6 +31,8 @@ async def _kafka(facts: dict[str, Any]) -> dict[str, str]:
 
     from common.events.kafka import Access
 
+    # It warns of the password that a broker on this machine is shown.
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)
     access = Access(
         facts["kafka_brokers"],
         facts["kafka_security_protocol"],

@@ -1,4 +1,4 @@
-"""Every kind of tests, then the coverage, then one line of counts when all of it passed."""
+"""The small kinds of tests, their coverage, the end-to-end tests, then one line of counts."""
 
 from __future__ import annotations
 
@@ -7,39 +7,58 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from fleet.process import Platform
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "tests"
-KINDS = ("unit", "store", "rpc", "bus", "e2e")
+# The kinds whose tests start no platform, in two rows of about the same length.
+SMALL = (("unit", "store", "rpc"), ("bus",))
 COVERED = "services/*,libs/common/*"
 BAR = 95
 
 
-def run(*command: str, **environment: str) -> bool:
+def run(*command: str, output: IO[str] | None = None, **environment: str) -> bool:
     """Whether a module of this Python, with its arguments, succeeded."""
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
         check=False,
         env={**os.environ, **environment},
+        stdout=output,
+        stderr=output,
     )
     return done.returncode == 0
 
 
-def passed(name: str, *command: str, **environment: str) -> int:
+def passed(name: str, *command: str, aside: bool = False, **environment: str) -> int:
     """How many tests passed of those that a command of pytest runs.
+
+    Args:
+        name: of the tests.
+        command: a module and its arguments.
+        aside: keep what it prints until it has ended, since something else prints meanwhile.
+        environment: beside this process's own.
 
     Raises:
         SystemExit: one did not, or there was none.
     """
-    print(f"── {name} tests", flush=True)
     report = REPORTS / f"{name}.json"
     report.unlink(missing_ok=True)
-    succeeded = run(*command, "-q", f"--counts={report}", **environment)
+    command = (*command, "-q", f"--counts={report}")
+    if aside:
+        with (REPORTS / f"{name}.txt").open("w+") as output:
+            succeeded = run(*command, output=output, **environment)
+            output.seek(0)
+            print(f"── {name} tests\n{output.read()}", flush=True)
+    else:
+        print(f"── {name} tests", flush=True)
+        succeeded = run(*command, **environment)
     counts = json.loads(report.read_text()) if report.exists() else {}
     if not succeeded or not counts.get("passed"):
         raise SystemExit(f"the {name} tests did not pass: {counts or 'none ran'}")
@@ -48,9 +67,18 @@ def passed(name: str, *command: str, **environment: str) -> int:
     return int(counts["passed"])
 
 
-def run_kind(kind: str) -> int:
-    """How many tests of the kind passed."""
-    return passed(kind, "coverage", "run", "-m", "pytest", "-m", kind)
+def run_small() -> dict[str, int]:
+    """How many tests of each small kind passed; they wait more than they work: two at a time."""
+
+    def run_kinds(kinds: Sequence[str]) -> dict[str, int]:
+        command = ("coverage", "run", "-m", "pytest", "-m")
+        return {kind: passed(kind, *command, kind, aside=True) for kind in kinds}
+
+    found: dict[str, int] = {}
+    with ThreadPoolExecutor(len(SMALL)) as pool:
+        for counts in pool.map(run_kinds, SMALL):
+            found |= counts
+    return found
 
 
 def run_apart() -> int:
@@ -84,9 +112,10 @@ def main() -> None:
     os.environ.setdefault("CI", "1")
     REPORTS.mkdir(parents=True, exist_ok=True)
     run("coverage", "erase")
-    counts = {kind: run_kind(kind) for kind in KINDS}
-    apart = run_apart()
+    counts = run_small()
     check_coverage()
+    counts["e2e"] = passed("e2e", "pytest", "-m", "e2e")
+    apart = run_apart()
     told = [f"{kind} {count}" for kind, count in counts.items()]
     print(f"tests passed: {', '.join(told)} (all), {apart} (up on kafka)")
 

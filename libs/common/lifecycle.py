@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
-from ipaddress import ip_address
 
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
@@ -16,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from common.addresses import reachable
 from common.background import Background
 from common.clock import Clock
 from common.database import Database, find_answer, pending
@@ -143,7 +143,7 @@ class Host:
 
     async def _start(self) -> None:
         host, _ = parse_address(self._settings.grpc_listen)
-        self.rpc_address = f"{_reachable(host)}:{self._rpc.bind()}"
+        self.rpc_address = f"{reachable(host)}:{self._rpc.bind()}"
         self._metrics_http = HttpServer(
             self._operations(), self._settings.metrics_listen, drain=1.0
         )
@@ -393,12 +393,3 @@ async def _require_migrated(database: Database, service: Service) -> None:
     missing = await pending(database, service.migrations)
     if missing:
         raise NotReady(f"lacks {', '.join(missing)}; run `mindweave migrate`")
-
-
-def _reachable(host: str) -> str:
-    """Where this process finds what listens on ``host``."""
-    try:
-        everywhere = ip_address(host).is_unspecified
-    except ValueError:
-        return host
-    return "127.0.0.1" if everywhere else host

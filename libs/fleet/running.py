@@ -7,6 +7,9 @@ import gc
 import signal
 from collections.abc import Awaitable, Callable
 
+# Objects made since the last look for garbage, and looks until older ones are looked at, too.
+_GARBAGE = (50_000, 20, 20)
+
 
 def ending_signal() -> asyncio.Event:
     """Set when this process is asked to end (SIGTERM, SIGINT)."""
@@ -24,6 +27,8 @@ async def until_asked_to_end(starting: Awaitable[None], ready: Callable[[], None
     """
     # What imports made is no garbage; only from here on is any looked for.
     gc.freeze()
+    # A batch is some hundred thousand objects without a cycle among them.
+    gc.set_threshold(*_GARBAGE)
     gc.enable()
     ending = ending_signal()
     started = asyncio.ensure_future(starting)

@@ -13,8 +13,6 @@ from fleet.ports import free_port
 from fleet.process import Platform
 
 START_PATIENCE = 240.0
-# For a platform of many processes: they start in half the time, and what is killed tells nothing.
-WITHOUT_COVERAGE = {"COVERAGE_PROCESS_CONFIG": ""}
 
 
 @contextmanager

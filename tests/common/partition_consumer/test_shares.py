@@ -200,10 +200,12 @@ async def test_while_the_broker_answers_nobody_nothing_is_prepared_anew(
     lost = CutOff(bus)
     both = [await make(owner=name, bus=lost, on_take=on_take) for name in ("1", "2")]
     await eventually(shared(both, 2, 2))
+    await stream.send()
+    await stream.applied()
     before = len(prepared)
     lost.cut = True
-    # Two leases and a half.
-    await asyncio.sleep(2.5)
+    # Three leases and a half.
+    await asyncio.sleep(3.5)
     lost.cut = False
     await stream.send()
     await stream.applied()

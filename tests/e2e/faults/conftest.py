@@ -11,7 +11,7 @@ from fleet.embedded import Kafka, Postgres, Valkey
 from fleet.embedded.folder import start_together
 from fleet.process import Platform
 from tests.e2e.faults.watching import until, whole
-from tests.e2e.own import WITHOUT_COVERAGE, own_platform
+from tests.e2e.own import own_platform
 
 SECRET = "a secret of the tests, longer than needed"
 SCALE = ("project", "gateway")
@@ -40,7 +40,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(scope="package")
 def shared(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    environment = WITHOUT_COVERAGE | {
+    environment = {
         "DATABASE_URL": servers.postgres.admin_dsn,
         "KAFKA_BROKERS": servers.kafka.bootstrap,
         "REDIS_CACHE_URL": servers.cache.url,

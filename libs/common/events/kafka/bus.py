@@ -24,9 +24,9 @@ from common.events.kafka.groups import Groups
 from common.events.kafka.publisher import Publisher
 from common.events.kafka.reader import Reader, TopicReplaced
 from common.events.kafka.subscription import GroupSubscription
-from common.events.kafka.tail import Tail
 from common.events.kafka.tokens import offset_in, token_at
 from common.events.kafka.topics import Topics
+from common.events.tail import Tail
 from common.telemetry import SpanKind, Telemetry, inject
 
 # Seconds after which a publisher looks whether a topic has got another number of partitions.

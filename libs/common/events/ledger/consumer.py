@@ -194,7 +194,8 @@ class PartitionConsumer:
                     _logger.exception("%s cannot hold its partitions", self.name)
                 failures += 1
                 self._trouble = f"{type(error).__name__}: {error}"
-                await asyncio.sleep(_RETRY.delay(failures))
+                # What is held is renewed in time, whatever else cannot be done.
+                await asyncio.sleep(min(_RETRY.delay(failures), self._lease / 3))
             else:
                 failures, self._trouble = 0, ""
                 lacks = self._share - self._tenures.keys() - self._stopped.keys()
@@ -254,13 +255,13 @@ class PartitionConsumer:
                 self._forget_stop(part)
 
     async def _make_way(self) -> None:
-        """Leave it to others whom the broker answers, where it has not answered here for a lease.
+        """Leave it to others whom the broker answers, where it has not answered here for long.
 
-        They are no members where it answers nobody; then what is held stays, since whoever takes a
-        partition has to prepare it anew.
+        Where it answers nobody, nobody has joined for two leases and so is a member; then what is
+        held stays, since whoever takes a partition has to prepare it anew.
         """
         held = self._tenures.values()
-        cut_off = held and min(t.cut_off_for() for t in held) > self._lease
+        cut_off = held and min(t.cut_off_for() for t in held) > 2 * self._lease
         if cut_off and await self._members.others():
             self._give_back_all_but(frozenset())
 

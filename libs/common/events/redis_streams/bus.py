@@ -32,7 +32,7 @@ from common.events.redis_streams.keys import (
     topic_key,
 )
 from common.events.redis_streams.subscription import GroupSubscription
-from common.events.redis_streams.tail import Tail
+from common.events.tail import Tail
 from common.telemetry import SpanKind, Telemetry, inject
 
 # Bytes that one fetch should not pass, and its records while nobody knows how large they are.

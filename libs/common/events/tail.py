@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from common.background import PartStatus
-from common.events.bus import Backoff, BusUnavailable, Handler, OffsetLost, Record, TopicUnknown
+from common.events.bus import (
+    Backoff,
+    Bus,
+    BusUnavailable,
+    Handler,
+    OffsetLost,
+    Record,
+    TopicUnknown,
+)
 from common.events.worker import cut
-
-if TYPE_CHECKING:
-    from common.events.kafka.bus import KafkaBus
 
 _BATCH = 64
 # Seconds that one fetch waits for records.
@@ -25,7 +29,7 @@ _logger = logging.getLogger(__name__)
 class Tail:
     """Reads every partition; a handler's error is logged, and the tail goes on."""
 
-    def __init__(self, bus: KafkaBus, topics: Sequence[str], handler: Handler) -> None:
+    def __init__(self, bus: Bus, topics: Sequence[str], handler: Handler) -> None:
         self.name = f"tail of {', '.join(topics)}"
         self._bus = bus
         self._topics = tuple(topics)
