@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from time import monotonic
 
@@ -15,6 +15,7 @@ from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.domain.columns import Batch, Integers
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import moment
+from services.usage_tracker.domain.overrides import Overrides
 from services.usage_tracker.domain.pricing import DAY_US
 from services.usage_tracker.domain.records import UsageEvents
 from services.usage_tracker.domain.settling import Settled, settle
@@ -63,6 +64,7 @@ class Accounting:
         connection: Connection,
         part: int,
         records: Sequence[UsageEvents],
+        overrides: Overrides,
         before: Sequence[Hashes] = (),
     ) -> tuple[Settled, int]:
         """Append to the ledger what is new; the caller is the part's only writer.
@@ -71,6 +73,7 @@ class Accounting:
             connection: in the transaction that moves the offset.
             part: of all records.
             records: in the order of the part.
+            overrides: of ``prices``, the same for all that is in the transaction.
             before: identities that were appended in the same transaction.
 
         Returns:
@@ -85,13 +88,25 @@ class Accounting:
             if asked
             else {}
         )
-        overrides = await self._prices.current(connection)
         settled = await off_loop(
             long, settle, batch, known, self._prices.book, self._identity_us, overrides
         )
-        last = await self._store.append(connection, part, settled)
-        await self._prices.confirm(connection, overrides)
-        return settled, last
+        return settled, await self._store.append(connection, part, settled)
+
+    async def prices(self, connection: Connection, part: int) -> Overrides:
+        """What organizations pay otherwise than the base prices."""
+        return await self._prices.current(connection, part)
+
+    async def confirm(
+        self, connection: Connection, part: int, overrides: Overrides, org_ids: Collection[bytes]
+    ) -> None:
+        """See, last of all, that what these organizations' events were priced by holds still.
+
+        Raises:
+            PricesChanged: it does not; the transaction must not commit.
+        """
+        if org_ids:
+            await self._prices.confirm(connection, part, overrides, org_ids)
 
     async def remember(self, part: int, accepted: Sequence[Accepted]) -> None:
         """Note what was committed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TypeVar
@@ -22,6 +22,7 @@ from services.usage_tracker.store.prices import (
     Reconciled,
     Stated,
     UnpricedModel,
+    hold_prices,
     last_price,
     price_entries,
 )
@@ -49,14 +50,14 @@ class PricesChanged(Unavailable):
 class CurrentPrices:
     """The base prices, and what organizations pay otherwise, as a worker prices by them.
 
-    Whether there are new entries is looked up in the transaction that prices, once a second; where
-    that transaction has taken longer, again at its end. So an entry is heeded by all that commits
-    two seconds after it did, however busy or out of touch a worker is.
+    Whether there are new entries is looked up once a second, and by every transaction before it
+    commits, under a lock that whoever states a price waits for. So an entry is heeded by all that
+    commits after it did, however busy, slow or out of touch a worker is.
 
     Args:
         book: the base prices.
         db: where the entries are.
-        fresh: seconds for which what was read is taken to be all.
+        fresh: seconds for which what was read is taken to be all, until it is confirmed.
     """
 
     def __init__(self, book: PriceBook, db: Database, *, fresh: float = 1.0) -> None:
@@ -66,41 +67,55 @@ class CurrentPrices:
         self._overrides = Overrides()
         self._last = 0
         self._asked = -fresh
+        # Parts where an entry came in between: no other one does when they are done once more.
+        self._overtaken: set[int] = set()
 
     async def learn(self) -> None:
         """Read what there is now."""
         async with self._db.session() as connection:
-            await self.refresh(connection)
+            await self._read(connection, await last_price(connection))
 
-    async def current(self, connection: Connection) -> Overrides:
+    async def current(self, connection: Connection, part: int) -> Overrides:
         """What organizations pay otherwise, not older than a second."""
-        if monotonic() - self._asked >= self._fresh:
-            await self.refresh(connection)
+        if part in self._overtaken or monotonic() - self._asked >= self._fresh:
+            return await self.refresh(connection, part)
         return self._overrides
 
-    async def refresh(self, connection: Connection) -> Overrides:
+    async def refresh(self, connection: Connection, part: int) -> Overrides:
         """What organizations pay otherwise now."""
         asked = monotonic()
-        last = await last_price(connection)
-        if last > self._last:
-            # Entries are numbered in the order of their commits: none comes in between later.
-            entries = await price_entries(connection, self._last)
-            known = self._overrides.last
-            new = [entry for entry in entries if entry.seq > known]
-            if new:
-                self._overrides = self._overrides.plus(new)
-            self._last = max(last, self._last)
+        ask = hold_prices if part in self._overtaken else last_price
+        await self._read(connection, await ask(connection))
         self._asked = max(asked, self._asked)
         return self._overrides
 
-    async def confirm(self, connection: Connection, used: Overrides) -> None:
-        """See that what events were priced by a while ago holds still.
+    async def confirm(
+        self, connection: Connection, part: int, used: Overrides, org_ids: Iterable[bytes]
+    ) -> None:
+        """See that what these organizations' events were priced by holds still.
+
+        And until the transaction ends, which is best done at once: who states a price waits for it.
 
         Raises:
             PricesChanged: it does not; the transaction must not commit.
         """
-        if await self.current(connection) is not used:
+        await self._read(connection, await hold_prices(connection))
+        if self._overrides.changed_since(used.last, org_ids):
+            self._overtaken.add(part)
             raise PricesChanged("A price was stated meanwhile.")
+        self._overtaken.discard(part)
+
+    async def _read(self, connection: Connection, last: int) -> None:
+        """Have all entries up to a number."""
+        if last <= self._last:
+            return
+        # Entries are numbered in the order of their commits: none comes in between later.
+        entries = await price_entries(connection, self._last)
+        known = self._overrides.last
+        new = [entry for entry in entries if entry.seq > known]
+        if new:
+            self._overrides = self._overrides.plus(new)
+        self._last = max(last, self._last)
 
 
 class PriceActions:
@@ -156,7 +171,8 @@ class PriceActions:
             )
             stated = Stated(entry, self._clock.now())
             await store.insert(stated)
-            if rates is not None:
+            # Over unit prices that lack a kind of token, the base price may have one.
+            if rates is not None or await store.has_unit_prices(org_id, model):
                 await order(
                     change.connection,
                     org_id,

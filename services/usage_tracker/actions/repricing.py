@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from datetime import timedelta
+from time import monotonic
+from uuid import UUID
 
 from common.database import Connection
 from common.errors import Unavailable
@@ -12,13 +14,16 @@ from common.periodic import Periodic
 from common.threads import off_loop
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.prices import CurrentPrices
-from services.usage_tracker.domain.layout import State
+from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.repricing import reprice
 from services.usage_tracker.store import MANY_EVENTS, RepricingStore, UsageStore
 from services.usage_tracker.store.prices import note_unpriced
+from services.usage_tracker.store.repricing import Order
 
 REASON = "reprice"
 _EVERY = timedelta(seconds=1)
+# Seconds for which an order is left alone that has failed: at first, and at last.
+_REST, _LONGEST_REST = 5.0, 60.0
 _logger = logging.getLogger(__name__)
 
 
@@ -48,6 +53,10 @@ class Repricing:
         self._generation = 0
         # By part, those that have nothing left to do there.
         self._done: defaultdict[int, frozenset[int]] = defaultdict(frozenset)
+        # By part, the organization that had its turn last.
+        self._served: dict[int, UUID] = {}
+        # By part and order, until when (monotonic) it is left alone, and for how many seconds.
+        self._rests: dict[tuple[int, int], tuple[float, float]] = {}
 
     def periodic(self) -> Periodic:
         return Periodic("orders to reprice", self.look, every=_EVERY)
@@ -67,26 +76,49 @@ class Repricing:
             self._done.clear()
         self._generation = layout.generation
         self._open = found
+        self._rests = {key: rest for key, rest in self._rests.items() if key[1] in found}
         return len(found)
 
     def due(self, part: int) -> bool:
-        return bool(self._open - self._done[part])
+        left = self._open - self._done[part]
+        return bool(left and left - self._resting(part))
 
     async def step(self, connection: Connection, part: int) -> None:
-        """Do the next range of rows of the oldest order, in the transaction of the part's owner."""
-        layout = await self._layouts.read()
-        if layout.state is not State.OPEN:
+        """Do the next range of rows of an order, in the transaction of the part's owner.
+
+        Organizations take turns, and one whose order fails keeps nobody else from theirs.
+        """
+        layout = await self._layouts.read_in(connection)
+        if layout is None or layout.state is not State.OPEN:
             self._open = frozenset()
             return
-        seen = self._open
-        order = await self._store.next_order(connection, part, layout.generation)
+        seen, resting = self._open, self._resting(part)
+        order = await self._store.next_order(
+            connection,
+            part,
+            layout.generation,
+            after=self._served.get(part),
+            without=resting,
+        )
         if order is None:
-            self._done[part] = seen
+            self._done[part] = seen - resting
             return
-        overrides = await self._prices.refresh(connection)
+        self._served[part] = order.org_id
+        try:
+            await self._step(connection, part, order, layout)
+        except Exception:
+            self._rest(part, order, min(2 * self._rested(part, order) or _REST, _LONGEST_REST))
+            raise
+
+    async def _step(self, connection: Connection, part: int, order: Order, layout: Layout) -> None:
+        overrides = await self._prices.refresh(connection, part)
         if not order.begun:
             await self._store.begin(connection, part, layout.generation, order)
         place = await self._store.next_range(connection, part, order)
+        if place is None and not await self._store.is_looked_at(connection, part, order):
+            # One that has lost the part has not been told yet, or its transaction would be over.
+            self._rest(part, order, _EVERY.total_seconds())
+            return
         if place is None:
             await self._store.finish(connection, part, order, layout.generation, layout.partitions)
             return
@@ -101,3 +133,18 @@ class Repricing:
             await self._store.append(connection, part, order, found)
             await note_unpriced(connection, part, found.unpriceds)
             await self._usage.append_deltas(connection, part, found.deltas, reason=REASON)
+            await self._prices.confirm(connection, part, overrides, [order.org_id.bytes])
+        self._rests.pop((part, order.id), None)
+
+    def _resting(self, part: int) -> frozenset[int]:
+        now = monotonic()
+        return frozenset(
+            number for (at, number), (until, _) in self._rests.items() if at == part and now < until
+        )
+
+    def _rested(self, part: int, order: Order) -> float:
+        return self._rests.get((part, order.id), (0.0, 0.0))[1]
+
+    def _rest(self, part: int, order: Order, seconds: float) -> None:
+        """Leave an order alone for so long: others have their turn."""
+        self._rests[part, order.id] = monotonic() + seconds, seconds

@@ -120,6 +120,7 @@ class EventsConsumer:
 
         Raises:
             RecordRefused: a record is none of ours.
+            PricesChanged: a price was stated meanwhile; the same again will do.
         """
         change = Change(
             connection,
@@ -131,12 +132,17 @@ class EventsConsumer:
         counted = Counted()
         long = sum(len(record.value) for record in records) > _LONG_RECORDS
         events = await off_loop(long, _events, records)
+        prices = await self._accounting.prices(connection, part)
+        org_ids: set[bytes] = set()
         for chunk in _chunks(self._at_home(part, events), self._chunk_events):
             before = [hashes for hashes, _ in counted.accepted]
-            settled, last = await self._accounting.count(connection, part, chunk, before)
+            settled, last = await self._accounting.count(connection, part, chunk, prices, before)
             _tell(change, settled)
             counted = counted.plus(settled, last)
+            if settled.accepted.count:
+                org_ids.update(settled.accepted.coded["org_id"].values)
         await change.finish()
+        await self._accounting.confirm(connection, part, prices, org_ids)
         return counted
 
     def _at_home(self, part: int, events: list[UsageEvents]) -> list[UsageEvents]:

@@ -102,12 +102,32 @@ class Overrides:
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self._entries: Mapping[bytes, Mapping[str, Sequence[Entry]]] = _by_org_and_model(entries)
-        self.last = max((entry.seq for entry in self._all()), default=0)
+        self.last = 0
+        self._entries: dict[bytes, Mapping[str, Sequence[Entry]]] = {}
+        self._newest: dict[bytes, int] = {}
+        self._add(entries)
 
     def plus(self, entries: Iterable[Entry]) -> Overrides:
-        """With newer entries."""
-        return Overrides([*self._all(), *entries])
+        """With newer entries; what they do not concern is shared."""
+        found = Overrides()
+        found.last = self.last
+        found._entries, found._newest = dict(self._entries), dict(self._newest)
+        found._add(entries)
+        return found
+
+    def changed_since(self, last: int, org_ids: Iterable[bytes]) -> bool:
+        """Whether one of the organizations has stated an entry after the one with a number."""
+        return any(self._newest.get(org_id, 0) > last for org_id in org_ids)
+
+    def _add(self, entries: Iterable[Entry]) -> None:
+        for org_id, models in _by_org_and_model(entries).items():
+            merged = dict(self._entries.get(org_id, {}))
+            for model, more in models.items():
+                merged[model] = [*merged.get(model, ()), *more]
+            self._entries[org_id] = merged
+            newest = max(entry.seq for more in models.values() for entry in more)
+            self._newest[org_id] = max(newest, self._newest.get(org_id, 0))
+            self.last = max(newest, self.last)
 
     def __contains__(self, org_id: bytes) -> bool:
         return org_id in self._entries
@@ -131,34 +151,21 @@ class Overrides:
             for entry in self._entries.get(org_id, {}).get(model, ())
             if entry.fits(provider, tier)
         ]
-        borders = np.array(sorted({t for e in entries for t in _times(e)}), np.int64)
+        entries.sort(key=lambda entry: entry.rank, reverse=True)
+        since = np.array([entry.since for entry in entries], np.int64)
+        until = np.array([entry.until or _FOR_EVER for entry in entries], np.int64)
+        borders = np.unique(np.concatenate([since, until]))
         spans = np.searchsorted(borders, at, side="right")
-        for span in np.unique(spans).tolist():
-            chosen = np.flatnonzero(spans == span)
-            time = int(borders[span - 1]) if span else None
-            entry = _in_force(entries, time)
+        order = np.argsort(spans, kind="stable")
+        for chosen in np.split(order, np.flatnonzero(np.diff(spans[order])) + 1):
+            # No price changes within a span: what holds for one of its events holds for all.
+            holding = (since <= at[chosen[0]]) & (at[chosen[0]] < until)
+            entry = entries[int(holding.argmax())] if holding.any() else None
             if entry is not None and entry.rates is not None:
                 yield entry.priced(None), chosen
                 continue
             for price, some in book.prices(model, provider, service_tier, at[chosen]):
                 yield (entry.priced(price) if entry is not None else price), chosen[some]
-
-    def _all(self) -> Iterator[Entry]:
-        for models in self._entries.values():
-            for entries in models.values():
-                yield from entries
-
-
-def _times(entry: Entry) -> tuple[int, ...]:
-    return (entry.since,) if entry.until is None else (entry.since, entry.until)
-
-
-def _in_force(entries: Sequence[Entry], time: int | None) -> Entry | None:
-    """The entry that holds from this border on; None before the first."""
-    if time is None:
-        return None
-    holding = [e for e in entries if e.since <= time < (e.until or _FOR_EVER)]
-    return max(holding, key=lambda entry: entry.rank, default=None)
 
 
 def _by_org_and_model(entries: Iterable[Entry]) -> dict[bytes, dict[str, list[Entry]]]:

@@ -23,6 +23,23 @@ CREATE TABLE price_changes (
 );
 INSERT INTO price_changes DEFAULT VALUES;
 
+-- The last number, which then stands until the transaction ends: whoever adds a price asks for it
+-- alone. A process that stands still before its transaction ends keeps the others for seconds only.
+CREATE FUNCTION hold_prices(alone boolean DEFAULT false) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM set_config('idle_in_transaction_session_timeout', '3s', true);
+    IF alone THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('mindweave.prices', 0));
+    ELSE
+        PERFORM pg_advisory_xact_lock_shared(hashtextextended('mindweave.prices', 0));
+    END IF;
+    -- A statement of its own, which sees what was committed while this waited.
+    RETURN (SELECT last_seq FROM price_changes);
+END
+$$;
+
 -- A worker prices events of all organizations, so it is shown the prices of all.
 CREATE FUNCTION price_entries(after bigint) RETURNS SETOF prices
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
@@ -88,6 +105,12 @@ CREATE TABLE unpriced (
     PRIMARY KEY (part, org_id, model, provider)
 );
 CREATE INDEX unpriced_of_org ON unpriced (org_id, model, provider);
+-- Up to which delta of a part that is so: a worker of the release before adds deltas only, and the
+-- next one of this adds what it left.
+CREATE TEMPORARY TABLE counted ON COMMIT DROP AS SELECT part, last_seq FROM parts;
 INSERT INTO unpriced (part, org_id, model, provider, events, first_at, last_at)
 SELECT part, org_id, model, coalesce(provider, ''), sum(unpriced_events), min(start), max(start)
-FROM deltas WHERE unpriced_events <> 0 GROUP BY 1, 2, 3, 4;
+FROM deltas JOIN counted USING (part)
+WHERE unpriced_events <> 0 AND seq <= last_seq GROUP BY 1, 2, 3, 4;
+ALTER TABLE parts ADD COLUMN unpriced_seq bigint NOT NULL DEFAULT 0;
+UPDATE parts AS p SET unpriced_seq = c.last_seq FROM counted AS c WHERE c.part = p.part;

@@ -25,7 +25,7 @@ from services.usage_tracker.domain.judging import microseconds, moment
 from services.usage_tracker.domain.pricing import DAY_US
 from services.usage_tracker.domain.settling import First, Identity, Settled
 from services.usage_tracker.domain.windows import SUMS, Deltas
-from services.usage_tracker.store.prices import PriceStore, note_unpriced
+from services.usage_tracker.store.prices import PriceStore, catch_up_unpriced, note_unpriced
 from services.usage_tracker.store.repricing import ADJUSTMENTS
 from services.usage_tracker.store.rows import (
     DELTA_COLUMNS,
@@ -170,19 +170,22 @@ class UsageStore:
         Returns:
             The number of the last one.
         """
-        last: int = await connection.fetchval(
-            """
-            INSERT INTO parts AS p (part, last_seq, duplicates, conflicts) VALUES ($1, $2, $3, $4)
+        sql = """
+            INSERT INTO parts AS p (part, last_seq, duplicates, conflicts, unpriced_seq)
+            VALUES ($1, $2, $3, $4, $2)
             ON CONFLICT (part) DO UPDATE SET last_seq = p.last_seq + excluded.last_seq,
                 duplicates = p.duplicates + excluded.duplicates,
-                conflicts = p.conflicts + excluded.conflicts
+                conflicts = p.conflicts + excluded.conflicts,
+                unpriced_seq = p.unpriced_seq + excluded.last_seq
+            WHERE p.unpriced_seq = p.last_seq
             RETURNING last_seq
-            """,
-            part,
-            len(deltas),
-            duplicates,
-            conflicts,
-        )
+            """
+        values = (part, len(deltas), duplicates, conflicts)
+        found: int | None = await connection.fetchval(sql, *values)
+        if found is None:
+            await catch_up_unpriced(connection, part)
+            found = await connection.fetchval(sql, *values)
+        last = int(found or 0)
         long = len(deltas) > MANY_EVENTS
         rows = await off_loop(long, delta_rows, part, last - len(deltas), deltas, reason)
         await copy_rows(connection, "deltas", DELTA_COLUMNS, rows)

@@ -62,7 +62,11 @@ class PriceStore:
         self._connection = connection
 
     async def next_seq(self) -> int:
-        """The number of a new entry; until the transaction ends nobody else gets one."""
+        """The number of a new entry; until the transaction ends nobody else gets one.
+
+        Nor does anything commit that was priced without it.
+        """
+        await self._connection.execute("SELECT hold_prices(alone => true)")
         seq: int = await self._connection.fetchval(
             "UPDATE price_changes SET last_seq = last_seq + 1 RETURNING last_seq"
         )
@@ -72,6 +76,18 @@ class PriceStore:
         """Entries of an organization."""
         found: int = await self._connection.fetchval(
             "SELECT count(*) FROM prices WHERE org_id = $1", org_id
+        )
+        return found
+
+    async def has_unit_prices(self, org_id: UUID, model: str) -> bool:
+        """Whether the organization has ever stated unit prices of a model."""
+        found: bool = await self._connection.fetchval(
+            """
+            SELECT EXISTS (SELECT FROM prices
+                WHERE org_id = $1 AND model = $2 AND unit_prices IS NOT NULL)
+            """,
+            org_id,
+            model,
         )
         return found
 
@@ -115,6 +131,13 @@ class PriceStore:
 
     async def delete_all(self, org_id: UUID) -> None:
         """Remove what a deleted organization has stated and ordered."""
+        await self._connection.execute(
+            """
+            DELETE FROM walks AS w USING repricings AS r
+            WHERE r.org_id = $1 AND starts_with(w.name, 'reprice ' || r.id || '/')
+            """,
+            org_id,
+        )
         for table in ("prices", "repricings"):
             await self._connection.execute(f"DELETE FROM {table} WHERE org_id = $1", org_id)
 
@@ -199,10 +222,43 @@ async def last_price(connection: Connection) -> int:
     return seq
 
 
+async def hold_prices(connection: Connection) -> int:
+    """As ``last_price``; until the transaction ends there is no newer one.
+
+    A transaction that then asks for nothing for seconds is ended, so that who states prices waits
+    for no process that stands still.
+    """
+    seq: int = await connection.fetchval("SELECT hold_prices()")
+    return seq
+
+
 async def price_entries(connection: Connection, after: int) -> list[Entry]:
     """The entries of all organizations with greater numbers."""
     rows = await connection.fetch(f"SELECT {_COLUMNS} FROM price_entries($1)", after)
     return [_entry(row) for row in rows]
+
+
+async def catch_up_unpriced(connection: Connection, part: int) -> None:
+    """Count the events without a price of deltas that a worker added who did not; the writer's."""
+    await connection.execute(
+        """
+        WITH behind AS (
+            SELECT unpriced_seq, last_seq FROM parts WHERE part = $1 AND unpriced_seq < last_seq
+        ), noted AS (
+            INSERT INTO unpriced AS u (part, org_id, model, provider, events, first_at, last_at)
+            SELECT $1, org_id, model, coalesce(provider, ''), sum(unpriced_events), min(start),
+                max(start)
+            FROM behind JOIN deltas ON part = $1 AND seq > unpriced_seq AND seq <= last_seq
+            WHERE unpriced_events <> 0 GROUP BY 2, 3, 4
+            ON CONFLICT (part, org_id, model, provider) DO UPDATE SET
+                events = u.events + excluded.events,
+                first_at = least(u.first_at, excluded.first_at),
+                last_at = greatest(u.last_at, excluded.last_at)
+        )
+        UPDATE parts SET unpriced_seq = parts.last_seq FROM behind WHERE part = $1
+        """,
+        part,
+    )
 
 
 async def note_unpriced(connection: Connection, part: int, found: Unpriceds) -> None:

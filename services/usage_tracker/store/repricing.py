@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from uuid import UUID
@@ -17,11 +17,13 @@ from services.usage_tracker.domain.judging import microseconds, moment
 from services.usage_tracker.domain.pricing import Cost
 from services.usage_tracker.domain.repricing import Counted, Repriced
 from services.usage_tracker.domain.windows import DIMENSIONS, TOKENS
+from services.usage_tracker.store.prices import catch_up_unpriced
 from services.usage_tracker.store.walks import Range, Walk
 
 ADJUSTMENTS = "adjustments"
 # Blocks of a step: some ten thousand events.
 _BLOCKS = 512
+_WALK = "reprice "
 _IDS = frozenset({"org_id", "project_id", "team_id", "user_id", "api_key_id"})
 _CODED = (*DIMENSIONS, "service_tier")
 
@@ -117,8 +119,24 @@ class RepricingStore:
             )
         return row if row is None else Progress(**{**row, "cost_nano": int(row["cost_nano"])})
 
-    async def next_order(self, connection: Connection, part: int, generation: int) -> Order | None:
-        """The oldest order that is not done in a part."""
+    async def next_order(
+        self,
+        connection: Connection,
+        part: int,
+        generation: int,
+        *,
+        after: UUID | None,
+        without: Collection[int],
+    ) -> Order | None:
+        """An order that is not done in a part: the oldest of the organization whose turn it is.
+
+        Args:
+            connection: of the part's owner.
+            part: the part.
+            generation: of the layout.
+            after: the organization that had its turn last.
+            without: orders that are left alone.
+        """
         row = await connection.fetchrow(
             """
             SELECT j.id, j.org_id, j.model, j.unpriced_only, j.since, j.until,
@@ -126,15 +144,19 @@ class RepricingStore:
             FROM repricings AS j LEFT JOIN repricing_parts AS p
                 ON p.job = j.id AND p.part = $1 AND p.generation = $2
             WHERE j.finished_at IS NULL AND NOT coalesce(p.done, false)
-            ORDER BY j.id LIMIT 1
+                AND j.id <> ALL ($4::bigint[])
+            ORDER BY (j.org_id > $3) DESC, j.org_id, j.id LIMIT 1
             """,
             part,
             generation,
+            after,
+            list(without),
         )
         return row if row is None else Order(**row)
 
     async def begin(self, connection: Connection, part: int, generation: int, found: Order) -> None:
         """Begin with an order in a part: what is there now will be looked at."""
+        await catch_up_unpriced(connection, part)
         await connection.execute(
             """
             INSERT INTO repricing_parts AS p (part, job, generation) VALUES ($1, $2, $3)
@@ -169,13 +191,19 @@ class RepricingStore:
         return [row["name"] for row in rows]
 
     async def next_range(self, connection: Connection, part: int, found: Order) -> Range | None:
-        """Rows that were not looked at."""
+        """Rows that were not looked at; None where there are none but in another's hands."""
         return await _walk(part, found).next(connection)
+
+    async def is_looked_at(self, connection: Connection, part: int, found: Order) -> bool:
+        """Whether no rows are left, in nobody's hands either."""
+        return not await _walk(part, found).left(connection)
 
     async def counted(
         self, connection: Connection, part: int, found: Order, place: Range
     ) -> Counted | None:
         """The order's events in a range of rows, with what they cost until now."""
+        # So many probes look costly enough to the planner to compile them anew for each step.
+        await connection.execute("SET LOCAL jit = off")
         rows = await connection.fetch(
             f"""
             SELECT e.received_at, e.at, e.event_id, {", ".join(f"e.{n}" for n in _CODED)},
@@ -270,12 +298,17 @@ class RepricingStore:
         )
 
 
+async def forget_orders(connection: Connection) -> None:
+    """Forget how far the orders are in the blocks of tables; they begin anew."""
+    await connection.execute("DELETE FROM walks WHERE starts_with(name, $1)", _WALK)
+
+
 def _now(name: str) -> str:
     return f"coalesce(e.{name}, 0) + coalesce(a.{name}, 0) AS {name}"
 
 
 def _walk(part: int, found: Order) -> Walk:
-    return Walk(f"reprice {found.id}/{part}", _BLOCKS)
+    return Walk(f"{_WALK}{found.id}/{part}", _BLOCKS)
 
 
 def _days(times: Sequence[datetime]) -> set[date]:

@@ -241,12 +241,19 @@ class Tenure:
         try:
             with self.worker.step():
                 async with work.db.session() as connection, connection.transaction():
-                    await work.offsets.hold(connection, self.part, self.epoch)
                     await work.chores.step(connection, self.part)
-        except (Fenced, *TRANSIENT):
+                    # Not before: leases are renewed, and lost ones taken, while a step lasts.
+                    await work.offsets.hold(connection, self.part, self.epoch)
+        except Fenced:
             raise
-        except Exception:
-            _logger.exception("%s: its chores failed and will be tried again", self._place)
+        except Exception as error:
+            known = isinstance(error, TRANSIENT)
+            _logger.warning(
+                "%s: its chores failed and will be tried again: %s",
+                self._place,
+                error,
+                exc_info=None if known else error,
+            )
             self._chores_at = monotonic() + _CHORES_REST
 
     async def _apply(self, records: list[Record]) -> Any:
