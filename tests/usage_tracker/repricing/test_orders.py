@@ -2,142 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any, cast
-from uuid import UUID
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from common.clock import ManualClock
-from common.database import Change, Connection, Database, Scope
-from common.errors import Unavailable
+from common.database import Database, Scope
 from common.events.ledger.offsets import Fenced, Offsets
-from common.testing import silent_telemetry
-from services.usage_tracker.actions.accounting import Accounting
-from services.usage_tracker.actions.layout import Layouts
-from services.usage_tracker.actions.prices import CurrentPrices, PriceActions
-from services.usage_tracker.actions.repricing import Repricing
-from services.usage_tracker.consumer.events import EventsConsumer
-from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.domain.layout import Layout, State
-from services.usage_tracker.domain.pricing import PriceBook, Rate
-from services.usage_tracker.store import PriceStore, RepricingStore, UsageStore
-from services.usage_tracker.store import repricing as store_of_orders
-from services.usage_tracker.store.prices import Stated
-from services.usage_tracker.store.walks import Walk
-from tests.usage_tracker.conftest import FixedLayouts, MakeArrived, MakeRecord
-from tests.usage_tracker.plain import Arrived
+from services.usage_tracker.store import PriceStore
+from tests.usage_tracker.conftest import MakeArrived, MakeRecord
+from tests.usage_tracker.repricing.conftest import (
+    DAY,
+    HAIKU,
+    MONEY,
+    NOW,
+    ORG,
+    OTHER,
+    OWN,
+    World,
+    many,
+)
 
 pytestmark = pytest.mark.store
-
-NOW = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
-ORG, OTHER = UUID(int=1), UUID(int=2)
-HAIKU, OWN = "claude-haiku-4-5", "a model of our own"
-DAY = timedelta(days=1)
-TABLES = (
-    *("events", "event_ids", "deltas", "parts", "outbox", "offsets", "prices", "repricings"),
-    *("adjustments", "unpriced", "walks"),
-)
-MONEY = ("input_nano", "output_nano", "cache_read_nano", "cache_write_nano", "cost_nano")
-
-
-class Killed(Exception):
-    """In the place of the process's end."""
-
-
-class World:
-    """Owners of the parts, each a process's, with every step by hand."""
-
-    def __init__(self, db: Database, parts: int) -> None:
-        self.db = db
-        self.actions = PriceActions(db, ManualClock(NOW))
-        self.orders = RepricingStore(db)
-        self.layouts = FixedLayouts(parts)
-        self._layouts = cast(Layouts, self.layouts)
-        self.restart()
-
-    def restart(self) -> None:
-        """Another process, which remembers nothing."""
-        self.prices = CurrentPrices(PriceBook.bundled(), self.db, fresh=0)
-        self.usage = UsageStore(self.db)
-        self.repricing = Repricing(self.orders, self.usage, self.prices, self._layouts)
-        accounting = Accounting(self.usage, self.prices, timedelta(days=8))
-        self.worker = EventsConsumer(
-            accounting, self.db, silent_telemetry(), RecentDeltas(), self._layouts
-        )
-
-    async def count(self, *records: Any, part: int = 0) -> None:
-        await self.worker.take(part)
-        async with self.db.session() as connection, connection.transaction():
-            await self.worker.apply(connection, part, records)
-
-    async def step(self, part: int, *, kill: bool = False) -> None:
-        async with self.db.session() as connection, connection.transaction():
-            await self.repricing.step(connection, part)
-            if kill:
-                raise Killed
-
-    async def finish(self, part: int = 0, *, kills: bool = False) -> int:
-        """Do all orders; returns the steps that it took."""
-        steps = 0
-        await self.repricing.look()
-        while self.repricing.due(part):
-            if kills:
-                with pytest.raises(Killed):
-                    await self.step(part, kill=True)
-                self.restart()
-                await self.repricing.look()
-            await self.step(part)
-            steps += 1
-            assert steps < 1_000
-        return steps
-
-    async def state(self, model: str = OWN, usd: int = 1, **given: Any) -> Stated:
-        fields: dict[str, Any] = {
-            "provider": None,
-            "service_tier": None,
-            "since": NOW - DAY,
-            "until": None,
-            "rates": (Rate(usd * 10**9), Rate(2 * usd * 10**9), None, None, None),
-            "discount_bp": 0,
-        }
-
-        def answer(_: Change, stated: Stated) -> Stated:
-            return stated
-
-        return await self.actions.create(ORG, model, answer=answer, **fields | given)
-
-    async def all(self, question: str) -> list[tuple[Any, ...]]:
-        async with self.db.session() as connection:
-            return [tuple(row) for row in await connection.fetch(question)]
-
-    async def windows(self) -> dict[str, int]:
-        """The sums of all deltas."""
-        names = ("events", "unpriced_events", "input_tokens", *MONEY)
-        sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
-        (row,) = await self.all(f"SELECT {sums} FROM deltas")
-        return dict(zip(names, row, strict=True))
-
-
-@pytest.fixture(scope="module")
-async def db(service_database: Callable[..., Awaitable[Database]]) -> Database:
-    return await service_database("usage_tracker", size=6)
-
-
-@pytest.fixture
-async def world(db: Database, monkeypatch: pytest.MonkeyPatch) -> World:
-    async with db.change(Scope((ORG,)), call=None) as change:
-        for table in TABLES:
-            await change.connection.execute(f"DELETE FROM {table}")
-    monkeypatch.setattr(
-        store_of_orders, "_walk", lambda part, order: Walk(f"reprice {order.id}/{part}", 2)
-    )
-    return World(db, 1)
-
-
-def many(arrived: MakeArrived, count: int, **fields: Any) -> list[Arrived]:
-    return [arrived(**{"model": OWN, "input_tokens": n, **fields}) for n in range(count)]
 
 
 async def test_a_price_that_arrives_prices_what_was_without_one_and_nothing_else(
@@ -311,35 +198,6 @@ async def test_whoever_lost_the_part_adjusts_nothing(
     with pytest.raises(Fenced):
         await adjust()
     assert (await world.windows())["cost_nano"] == 0
-
-
-async def test_a_batch_is_priced_by_what_was_stated_before_it(
-    world: World, arrived: MakeArrived, record: MakeRecord
-) -> None:
-    await world.prices.learn()
-    stated = await world.state(usd=3)
-    await world.count(record(*many(arrived, 3)))
-    found = "SELECT DISTINCT price_version FROM events"
-    assert await world.all(found) == [(f"organization/{stated.entry.id}",)]
-
-
-async def test_a_price_that_is_stated_while_a_long_batch_is_counted_has_it_counted_anew(
-    world: World, arrived: MakeArrived, record: MakeRecord, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append = world.usage.append
-
-    async def slow(connection: Connection, part: int, settled: Any) -> int:
-        last = await append(connection, part, settled)
-        await world.state(usd=3)
-        return last
-
-    with monkeypatch.context() as slowly:
-        slowly.setattr(world.usage, "append", slow)
-        with pytest.raises(Unavailable):
-            await world.count(record(*many(arrived, 3)))
-    assert (await world.windows())["events"] == 0
-    await world.count(record(*many(arrived, 3)))
-    assert (await world.windows())["unpriced_events"] == 0
 
 
 async def test_costs_of_clients_stand_beside_ours_as_they_are_now(
