@@ -209,7 +209,7 @@ def test_many_events_cost_what_a_plain_search_says(
                 chance.choice(ORGS[:3]),
                 chance.choice(models),
                 provider=chance.choice(providers),
-                service_tier=chance.choice([None, None, "batch"]),
+                service_tier=chance.choice([None, None, "batch", "standard"]),
                 since=since,
                 until=chance.choice([None, until]),
                 rates=chance.choice([None, rates(chance.randrange(1, 10**10))]),
@@ -230,7 +230,9 @@ def test_many_events_cost_what_a_plain_search_says(
         for _ in range(400)
     ]
     batch = batch_of(events)
-    costs = priced(batch, book, Overrides(entries))
+    overrides = Overrides(entries[:10]).plus(entries[10:20]).plus(entries[20:])
+    assert overrides.last == 29
+    costs = priced(batch, book, overrides)
     for index, event in enumerate(events):
         row = event.row
         wanted: tuple[int | None, str | None] = (None, None)
@@ -244,3 +246,28 @@ def test_many_events_cost_what_a_plain_search_says(
     alone = priced(batch, book)
     others = np.array([event.row.org_id == ORGS[3].bytes for event in events])
     assert (costs.nanos[others] == alone.nanos[others]).all()
+
+
+def test_as_many_prices_as_there_may_be_make_no_batch_slow(
+    book: PriceBook, arrived: MakeArrived
+) -> None:
+    """Each event of the batch names another provider, and each price has another date."""
+    entries = [
+        entry(n, since=microseconds(NOW) - 10_000 + n, rates=rates(n * 10**6))
+        for n in range(1, 10_001)
+    ]
+    overrides = Overrides(entries)
+    events = [
+        arrived(model=OWN, provider=f"p{n}", at=NOW - timedelta(microseconds=n), input_tokens=1_000)
+        for n in range(2_000)
+    ]
+    costs = priced(batch_of(events), book, overrides)
+    assert costs.nanos[:, 0].tolist() == [(10_000 - n) * 1_000 for n in range(2_000)]
+
+
+def test_who_has_stated_a_price_since_another_is_known() -> None:
+    overrides = Overrides([entry(1, ORGS[0]), entry(2, ORGS[1])]).plus([entry(3, ORGS[0])])
+    ids = [org_id.bytes for org_id in ORGS]
+    assert overrides.changed_since(2, ids)
+    assert not overrides.changed_since(2, ids[1:])
+    assert not overrides.changed_since(3, ids)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from uuid import UUID
 
 import numpy as np
@@ -27,6 +28,7 @@ from services.usage_tracker.domain.pricing import Price, PriceBook, Rate, half_e
 WHOLE_BP = 10_000
 STANDARD_TIERS = frozenset({None, "standard", "default"})
 _FOR_EVER = 2**63 - 1
+_OTHER_TIERS = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +52,12 @@ class Entry:
     rates: tuple[Rate | None, ...] | None
     discount_bp: int = 0
 
-    def fits(self, provider: str | None, tier: str | None) -> bool:
-        """Whether it is meant for events with this provider and tier (in lower case)."""
-        if self.provider is not None and self.provider != provider:
-            return False
-        if self.service_tier is not None:
-            return self.service_tier == tier
-        return self.rates is None or tier in STANDARD_TIERS
-
     @property
-    def rank(self) -> tuple[bool, bool, int]:
-        """The greatest of those that hold decides."""
-        return self.provider is not None, self.service_tier is not None, self.seq
+    def tiers(self) -> tuple[str | None, ...]:
+        """For which it is meant: one by name, or None for the standard one, "" for all others."""
+        if self.service_tier is not None:
+            return (self.service_tier,)
+        return (None,) if self.rates is not None else (None, _OTHER_TIERS)
 
     def priced(self, base: Price | None) -> Price | None:
         """The price that this entry makes of the base price; None where there is nothing to."""
@@ -94,6 +90,65 @@ def discounted(price: Price, discount_bp: int, version: str) -> Price:
     )
 
 
+class _Stated:
+    """The entries for one model of an organization."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+        self._meant: defaultdict[tuple[str | None, str | None], list[int]] = defaultdict(list)
+        for number, entry in enumerate(entries):
+            for tier in entry.tiers:
+                self._meant[entry.provider, tier].append(number)
+        self._timelines: dict[tuple[str | None, str | None], _Timeline] = {}
+
+    def in_force(self, provider: str | None, tier: str | None, at: Integers) -> Integers:
+        """The number of the entry that holds at each time; -1 where none does.
+
+        It takes as long as times there are, however many entries.
+        """
+        every = None if tier in STANDARD_TIERS else _OTHER_TIERS
+        tiers = dict.fromkeys([every, tier])
+        found = np.full(len(at), -1, np.int64)
+        # What says more of the events goes before what says less.
+        for key in [(named, t) for named in dict.fromkeys([None, provider]) for t in tiers]:
+            if key in self._meant:
+                numbers = self._timeline(key).at(at)
+                found = np.where(numbers >= 0, numbers, found)
+        return found
+
+    def _timeline(self, key: tuple[str | None, str | None]) -> _Timeline:
+        known = self._timelines.get(key)
+        if known is None:
+            known = self._timelines[key] = _Timeline(self.entries, self._meant[key])
+        return known
+
+
+class _Timeline:
+    """Which of some entries is the newest that holds, from when on."""
+
+    def __init__(self, entries: Sequence[Entry], numbers: Sequence[int]) -> None:
+        coming = sorted(numbers, key=lambda n: entries[n].since, reverse=True)
+        ends = {until for n in numbers if (until := entries[n].until) is not None}
+        borders = sorted({entries[n].since for n in numbers} | ends)
+        holding: list[tuple[int, int]] = []
+        found = [-1]
+        for time in borders:
+            while coming and entries[coming[-1]].since <= time:
+                number = coming.pop()
+                heappush(holding, (-entries[number].seq, number))
+            while holding and (entries[holding[0][1]].until or _FOR_EVER) <= time:
+                heappop(holding)
+            found.append(holding[0][1] if holding else -1)
+        self._borders = np.array(borders, np.int64)
+        self._found = np.array(found, np.int64)
+
+    def at(self, times: Integers) -> Integers:
+        return self._found[np.searchsorted(self._borders, times, side="right")]
+
+
+_NOTHING = _Stated(())
+
+
 class Overrides:
     """The entries of all organizations up to one; it is never changed.
 
@@ -103,7 +158,7 @@ class Overrides:
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self.last = 0
-        self._entries: dict[bytes, Mapping[str, Sequence[Entry]]] = {}
+        self._entries: dict[bytes, Mapping[str, _Stated]] = {}
         self._newest: dict[bytes, int] = {}
         self._add(entries)
 
@@ -123,7 +178,7 @@ class Overrides:
         for org_id, models in _by_org_and_model(entries).items():
             merged = dict(self._entries.get(org_id, {}))
             for model, more in models.items():
-                merged[model] = [*merged.get(model, ()), *more]
+                merged[model] = _Stated([*merged.get(model, _NOTHING).entries, *more])
             self._entries[org_id] = merged
             newest = max(entry.seq for more in models.values() for entry in more)
             self._newest[org_id] = max(newest, self._newest.get(org_id, 0))
@@ -146,21 +201,12 @@ class Overrides:
     ) -> Iterator[tuple[Price | None, Integers]]:
         """As ``PriceBook.prices``, of an organization's events."""
         tier = service_tier.lower() if service_tier else None
-        entries = [
-            entry
-            for entry in self._entries.get(org_id, {}).get(model, ())
-            if entry.fits(provider, tier)
-        ]
-        entries.sort(key=lambda entry: entry.rank, reverse=True)
-        since = np.array([entry.since for entry in entries], np.int64)
-        until = np.array([entry.until or _FOR_EVER for entry in entries], np.int64)
-        borders = np.unique(np.concatenate([since, until]))
-        spans = np.searchsorted(borders, at, side="right")
-        order = np.argsort(spans, kind="stable")
-        for chosen in np.split(order, np.flatnonzero(np.diff(spans[order])) + 1):
-            # No price changes within a span: what holds for one of its events holds for all.
-            holding = (since <= at[chosen[0]]) & (at[chosen[0]] < until)
-            entry = entries[int(holding.argmax())] if holding.any() else None
+        stated = self._entries.get(org_id, {}).get(model, _NOTHING)
+        found = stated.in_force(provider, tier, at)
+        order = np.argsort(found, kind="stable")
+        for chosen in np.split(order, np.flatnonzero(np.diff(found[order])) + 1):
+            number = int(found[chosen[0]])
+            entry = stated.entries[number] if number >= 0 else None
             if entry is not None and entry.rates is not None:
                 yield entry.priced(None), chosen
                 continue
