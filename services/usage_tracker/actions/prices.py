@@ -33,6 +33,8 @@ _DAY = timedelta(days=1)
 _SECOND_DAY = datetime.min.replace(tzinfo=UTC) + _DAY
 # The database takes the ends of the calendar for infinity.
 _EARLIEST, _LATEST = (datetime(year, 1, 1, tzinfo=UTC) for year in (1970, 9000))
+# Seconds that a batch may be looked at between two statements, while no price can be stated.
+_PATIENCE = 20
 # Entries of an organization; every worker keeps those of all in memory.
 _MOST = 10_000
 
@@ -84,8 +86,9 @@ class CurrentPrices:
     async def refresh(self, connection: Connection, part: int) -> Overrides:
         """What organizations pay otherwise now."""
         asked = monotonic()
-        ask = hold_prices if part in self._overtaken else last_price
-        await self._read(connection, await ask(connection))
+        held = part in self._overtaken
+        last = await (hold_prices(connection, _PATIENCE) if held else last_price(connection))
+        await self._read(connection, last)
         self._asked = max(asked, self._asked)
         return self._overrides
 

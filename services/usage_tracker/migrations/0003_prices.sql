@@ -24,19 +24,28 @@ CREATE TABLE price_changes (
 INSERT INTO price_changes DEFAULT VALUES;
 
 -- The last number, which then stands until the transaction ends: whoever adds a price asks for it
--- alone. A process that stands still before its transaction ends keeps the others for seconds only.
-CREATE FUNCTION hold_prices(alone boolean DEFAULT false) RETURNS bigint
+-- alone. What asks after that is a statement of its own, and sees what was committed while this
+-- waited. A process whose transaction asks for nothing for so long any more keeps the others no longer.
+CREATE FUNCTION hold_prices(alone boolean, patience text) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    PERFORM set_config('idle_in_transaction_session_timeout', '3s', true);
-    IF alone THEN
-        PERFORM pg_advisory_xact_lock(hashtextextended('mindweave.prices', 0));
-    ELSE
+    PERFORM set_config('idle_in_transaction_session_timeout', patience, true);
+    IF NOT alone THEN
         PERFORM pg_advisory_xact_lock_shared(hashtextextended('mindweave.prices', 0));
+        RETURN (SELECT last_seq FROM price_changes);
     END IF;
-    -- A statement of its own, which sees what was committed while this waited.
-    RETURN (SELECT last_seq FROM price_changes);
+    -- While it waits for one who takes long, all others wait for it: half of the time at most.
+    PERFORM set_config('lock_timeout', '100ms', true);
+    FOR attempt IN 1..40 LOOP
+        BEGIN
+            PERFORM pg_advisory_xact_lock(hashtextextended('mindweave.prices', 0));
+            RETURN (SELECT last_seq FROM price_changes);
+        EXCEPTION WHEN lock_not_available THEN
+            PERFORM pg_sleep(0.1);
+        END;
+    END LOOP;
+    RAISE lock_not_available USING MESSAGE = 'prices are held for too long';
 END
 $$;
 

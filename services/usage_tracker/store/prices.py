@@ -66,7 +66,7 @@ class PriceStore:
 
         Nor does anything commit that was priced without it.
         """
-        await self._connection.execute("SELECT hold_prices(alone => true)")
+        await self._connection.execute("SELECT hold_prices(true, '3s')")
         seq: int = await self._connection.fetchval(
             "UPDATE price_changes SET last_seq = last_seq + 1 RETURNING last_seq"
         )
@@ -222,13 +222,13 @@ async def last_price(connection: Connection) -> int:
     return seq
 
 
-async def hold_prices(connection: Connection) -> int:
+async def hold_prices(connection: Connection, patience: int = 3) -> int:
     """As ``last_price``; until the transaction ends there is no newer one.
 
-    A transaction that then asks for nothing for seconds is ended, so that who states prices waits
-    for no process that stands still.
+    A transaction that then asks for nothing for ``patience`` seconds is ended, so that who states
+    prices waits for no process that stands still.
     """
-    seq: int = await connection.fetchval("SELECT hold_prices()")
+    seq: int = await connection.fetchval("SELECT hold_prices(false, $1)", f"{patience}s")
     return seq
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
-from common.database import Database
+from common.database import Database, Scope
 from common.events.bus import Bus
 from common.events.ledger import Members
 from services.usage_tracker.actions.layout import Layouts
@@ -131,3 +132,27 @@ async def test_the_base_price_again_prices_what_an_own_one_said_too_little_of(
     await world.state(model=HAIKU, rates=None)
     await world.finish()
     assert (await world.windows())["unpriced_events"] == 0
+
+
+async def test_how_far_an_order_is_goes_with_its_organization_and_with_the_layout(
+    world: World, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    async def begin(org_id: UUID) -> None:
+        await world.state(org_id=org_id)
+        await world.repricing.look()
+        await world.step(0)
+
+    async def walks() -> int:
+        ((found,),) = await world.all("SELECT count(*) FROM walks WHERE name LIKE 'reprice%'")
+        return int(found)
+
+    await world.count(record(*many(arrived, 300), *many(arrived, 300, org_id=OTHER)))
+    await begin(ORG)
+    mine = await walks()
+    await begin(OTHER)
+    assert 0 < mine < await walks()
+    async with world.db.change(Scope((ORG,)), call=None) as change:
+        await world.usage.note_deleted(change, ORG, NOW)
+    assert await walks() == mine
+    await LayoutStore(world.db).open(1)
+    assert await walks() == 0

@@ -12,7 +12,7 @@ from common.errors import Unavailable
 from common.testing import silent_telemetry
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
-from services.usage_tracker.store.prices import Stated
+from services.usage_tracker.store.prices import Stated, hold_prices
 from tests.usage_tracker.conftest import MakeArrived, MakeRecord, layouts_of
 from tests.usage_tracker.repricing.conftest import ORG, OTHER, World, many
 
@@ -126,4 +126,20 @@ async def test_whoever_stands_still_before_the_commit_commits_nothing_by_the_pri
         await stand_still()
     assert (await world.windows())["events"] == 0
     await world.count(records)
+    assert (await world.windows())["unpriced_events"] == 0
+
+
+async def test_whoever_states_a_price_keeps_nobody_waiting_for_one_who_takes_long(
+    world: World, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    await world.worker.take(0)
+    async with world.db.session() as slow, slow.transaction():
+        await hold_prices(slow)
+        stating = asyncio.create_task(world.state(usd=3))
+        await asyncio.wait([stating], timeout=0.3)
+        async with world.db.session() as quick, quick.transaction():
+            await world.worker.apply(quick, 0, [record(*many(arrived, 3))])
+        assert not stating.done()
+    await stating
+    await world.finish()
     assert (await world.windows())["unpriced_events"] == 0
