@@ -187,6 +187,9 @@ def _keys(batch: Batch) -> list[tuple[Integers, int]]:
 def _alone(measures: Mapping[str, Integers]) -> tuple[Integers, int]:
     """A number of its own for each large event, 0 for all others."""
     large = np.abs(measures["cost_nano"]) > _LARGE_NANO
+    for name in Cost._fields:
+        # Those of a correction may cancel out.
+        large |= np.abs(measures[name]) > _LARGE_NANO
     for name in TOKENS:
         large |= measures[name] > _LARGE_TOKENS
     return np.where(large, np.cumsum(large), 0), int(large.sum()) + 1
