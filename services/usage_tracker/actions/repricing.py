@@ -24,6 +24,7 @@ REASON = "reprice"
 _EVERY = timedelta(seconds=1)
 # Seconds for which an order is left alone that has failed: at first, and at last.
 _REST, _LONGEST_REST = 5.0, 60.0
+_SMALLEST = 512
 _logger = logging.getLogger(__name__)
 
 
@@ -57,6 +58,8 @@ class Repricing:
         self._served: dict[int, UUID] = {}
         # By part and order, until when (monotonic) it is left alone, and for how many seconds.
         self._rests: dict[tuple[int, int], tuple[float, float]] = {}
+        # By part and order, how many times fewer rows a step looks at than others.
+        self._smaller: dict[tuple[int, int], int] = {}
 
     def periodic(self) -> Periodic:
         return Periodic("orders to reprice", self.look, every=_EVERY)
@@ -76,6 +79,7 @@ class Repricing:
             self._done.clear()
         self._generation = layout.generation
         self._open = found
+        self._smaller = {key: parts for key, parts in self._smaller.items() if key[1] in found}
         self._rests = {key: rest for key, rest in self._rests.items() if key[1] in found}
         return len(found)
 
@@ -107,6 +111,9 @@ class Repricing:
         try:
             await self._step(connection, part, order, layout)
         except Exception:
+            # Perhaps it took too long.
+            key = part, order.id
+            self._smaller[key] = min(2 * self._smaller.get(key, 1), _SMALLEST)
             self._rest(part, order, min(2 * self._rested(part, order) or _REST, _LONGEST_REST))
             raise
 
@@ -114,7 +121,9 @@ class Repricing:
         overrides = await self._prices.refresh(connection, part)
         if not order.begun:
             await self._store.begin(connection, part, layout.generation, order)
-        place = await self._store.next_range(connection, part, order)
+        place = await self._store.next_range(
+            connection, part, order, self._smaller.get((part, order.id), 1)
+        )
         if place is None and not await self._store.is_looked_at(connection, part, order):
             # One that has lost the part has not been told yet, or its transaction would be over.
             self._rest(part, order, _EVERY.total_seconds())

@@ -190,9 +190,14 @@ class RepricingStore:
         )
         return [row["name"] for row in rows]
 
-    async def next_range(self, connection: Connection, part: int, found: Order) -> Range | None:
-        """Rows that were not looked at; None where there are none but in another's hands."""
-        return await _walk(part, found).next(connection)
+    async def next_range(
+        self, connection: Connection, part: int, found: Order, parts: int
+    ) -> Range | None:
+        """Rows that were not looked at, ``parts`` times fewer than of other orders.
+
+        None where there are none but in another's hands.
+        """
+        return await _walk(part, found).next(connection, parts)
 
     async def is_looked_at(self, connection: Connection, part: int, found: Order) -> bool:
         """Whether no rows are left, in nobody's hands either."""
@@ -203,7 +208,7 @@ class RepricingStore:
     ) -> Counted | None:
         """The order's events in a range of rows, with what they cost until now."""
         # So many probes look costly enough to the planner to compile them anew for each step.
-        await connection.execute("SET LOCAL jit = off")
+        await connection.execute("SET LOCAL jit = off; SET LOCAL statement_timeout = '2s'")
         rows = await connection.fetch(
             f"""
             SELECT e.received_at, e.at, e.event_id, {", ".join(f"e.{n}" for n in _CODED)},

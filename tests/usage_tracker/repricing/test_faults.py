@@ -10,8 +10,10 @@ from uuid import UUID
 import pytest
 
 from common.database import Database, Scope
+from common.errors import Unavailable
 from common.events.bus import Bus
 from common.events.ledger import Members
+from services.usage_tracker.actions import repricing
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.actions.repricing import Repricing
@@ -91,12 +93,12 @@ async def test_a_step_needs_one_connection(
     await store.begin(1)
     layouts = Layouts(store, cast(Bus, None), cast(Members, None), None)
     orders = RepricingStore(db)
-    repricing = Repricing(orders, world.usage, CurrentPrices(PriceBook.bundled(), db), layouts)
+    owner = Repricing(orders, world.usage, CurrentPrices(PriceBook.bundled(), db), layouts)
     number = await orders.order_all(ORG, NOW - DAY, NOW + DAY)
-    await repricing.look()
-    while repricing.due(0):
+    await owner.look()
+    while owner.due(0):
         async with db.session() as connection, connection.transaction():
-            await repricing.step(connection, 0)
+            await owner.step(connection, 0)
     progress = await orders.progress(number)
     assert progress is not None
     assert progress.finished
@@ -156,3 +158,24 @@ async def test_how_far_an_order_is_goes_with_its_organization_and_with_the_layou
     assert await walks() == mine
     await LayoutStore(world.db).open(1)
     assert await walks() == 0
+
+
+async def test_a_step_that_takes_too_long_is_done_in_smaller_ones(
+    world: World, arrived: MakeArrived, record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.count(record(*many(arrived, 300)))
+    counted = world.orders.counted
+
+    async def slow(connection: Any, part: int, order: Any, place: Any) -> Any:
+        if place.end[0] - place.start[0] > 1:
+            raise Unavailable("It takes too long.")
+        return await counted(connection, part, order, place)
+
+    monkeypatch.setattr(world.orders, "counted", slow)
+    monkeypatch.setattr(repricing, "_REST", 0.0)
+    await world.state(usd=3)
+    await world.repricing.look()
+    with pytest.raises(Unavailable):
+        await world.step(0)
+    assert await world.finish() > 3
+    assert (await world.windows())["unpriced_events"] == 0
