@@ -26,7 +26,7 @@ ENDED = ("project-1", "gateway-1", "usage_tracker-serve-1", "project-2")
 
 
 def requests_of(who: Tenant) -> list[Request]:
-    """Four reads and two writes."""
+    """Ten reads and two writes: as many as two cores carry while processes start on them."""
     session, key = who.owner.tokens["access_token"], who.key["key"]
 
     def renamed() -> dict[str, str]:
@@ -42,16 +42,23 @@ def requests_of(who: Tenant) -> list[Request]:
         }
         return {"events": [event]}
 
+    def reads(project: str) -> list[Request]:
+        return [
+            Request("GET", f"/projects/{project}", session),
+            Request("GET", f"/orgs/{who.org_id}", session),
+            Request("GET", f"/projects/{project}", session),
+            Request("GET", f"/projects?org_id={who.org_id}", session),
+            Request("GET", f"/projects/{project}", session),
+        ]
+
     return [
         request
         for project in who.projects
         for request in (
-            Request("GET", f"/projects/{project}", session),
+            *reads(project),
             Request("PATCH", f"/projects/{project}", session, renamed),
-            Request("GET", f"/orgs/{who.org_id}", session),
-            Request("GET", f"/projects?org_id={who.org_id}", session),
+            *reads(project),
             Request("POST", "/v1/events", key, events),
-            Request("GET", f"/projects/{project}", session),
         )
     ]
 
@@ -69,7 +76,8 @@ async def test_two_hundred_requests_a_second_lose_nothing_when_processes_drain(
 ) -> None:
     who = await asyncio.to_thread(tenant, platform.address, 20)
     async with steadily(platform.address.removeprefix("http://"), RATE, requests_of(who)) as calls:
-        await eventually(lambda: calls.succeeded + calls.failed.total() > 2 * RATE)
+        # The broker compiles its own hot paths first.
+        await eventually(lambda: calls.succeeded + calls.failed.total() > 10 * RATE)
         assert not calls.failed, ("though nothing drains", calls.failed.most_common(20))
         begun, before = time.perf_counter(), calls.sent
         for name in ENDED:
