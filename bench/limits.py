@@ -7,7 +7,6 @@ with the platform's own settings, and one client that waits for each answer.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import statistics
@@ -19,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import numpy as np
 import uvloop
 
@@ -28,7 +28,7 @@ from bench.stages import PARTITIONS, records_of, settled_of
 from common.clock import SystemClock
 from common.database import Database, bootstrap, migrate
 from common.database.copying import copy_rows
-from common.events.bus import Bus, Outgoing
+from common.events.bus import Outgoing
 from common.events.drivers import bus_for
 from common.events.envelope import PACKED_HEADERS
 from common.settings import Settings, load_settings
@@ -37,8 +37,7 @@ from fleet.embedded import Kafka, Postgres, Valkey
 from fleet.embedded.daemon import Daemon
 from services.analytics.domain import Windows
 from services.analytics.store import RollupStore
-from services.usage_tracker.domain.columns import Columns
-from services.usage_tracker.domain.records import EVENTS_TOPIC
+from services.usage_tracker.domain.records import EVENTS_TOPIC, windows_data
 from services.usage_tracker.domain.settling import Settled
 from services.usage_tracker.store import UsageStore, days_around
 from services.usage_tracker.store.rows import (
@@ -88,7 +87,7 @@ class Limits:
         )
 
     def _server_seconds(self) -> float:
-        process = self.server.process()
+        process = self.server.process
         if process is None:
             raise RuntimeError(f"{self.server.name} has ended")
         family = [process, *process.children(recursive=True)]
@@ -103,29 +102,14 @@ async def of_broker(server: Kafka | Valkey, settings: Settings, events: int) -> 
     ]
     await bus.start()
     await bus.declare(EVENTS_TOPIC, PARTITIONS)
-    places: dict[int, str | None] = dict.fromkeys(range(PARTITIONS))
 
     async def publish(_: int) -> None:
         for start in range(0, len(packed), PARTITIONS):
             await bus.publish(EVENTS_TOPIC, packed[start : start + PARTITIONS])
 
-    async def fetch(_: int) -> None:
-        await asyncio.gather(*(_fetch(bus, part, places, len(packed)) for part in places))
-
     await limits.run(f"{bus.name}: publish, {BATCH} events a request", publish)
-    await limits.run(f"{bus.name}: fetch", fetch)
     await bus.stop()
     return limits
-
-
-async def _fetch(bus: Bus, part: int, places: dict[int, str | None], records: int) -> None:
-    left = records // PARTITIONS
-    while left > 0:
-        found = await bus.fetch(EVENTS_TOPIC, part, places[part], max_records=left, wait=1)
-        if not found:
-            raise RuntimeError(f"{left} records of partition {part} are missing")
-        places[part] = found[-1].place
-        left -= len(found)
 
 
 async def of_database(server: Postgres, settings: Settings, events: int, stored: int) -> Limits:
@@ -139,13 +123,17 @@ async def of_database(server: Postgres, settings: Settings, events: int, stored:
     async def rows(number: int, kinds: Sequence[str]) -> None:
         settled = batches[number]
         made = {
-            "event_ids": (ID_COLUMNS, id_rows(0, settled.accepted)),
-            "events": (EVENT_COLUMNS, event_rows(0, settled)),
-            "deltas": (DELTA_COLUMNS, delta_rows(0, _first(number, settled), settled.deltas)),
+            "event_ids": (ID_COLUMNS, lambda: id_rows(0, settled.accepted)),
+            "events": (EVENT_COLUMNS, lambda: event_rows(0, settled)),
+            "deltas": (
+                DELTA_COLUMNS,
+                lambda: delta_rows(0, _first(number, settled), settled.deltas),
+            ),
         }
         async with tracker.session() as connection, connection.transaction():
             for kind in kinds:
-                await copy_rows(connection, kind, *made[kind])
+                columns, rows_of = made[kind]
+                await copy_rows(connection, kind, columns, rows_of())
 
     print(f"{len(batches[0].deltas) / events:.2f} deltas an event")
     for kinds in (["event_ids"], ["events"], ["deltas"]):
@@ -183,7 +171,9 @@ def _windows(number: int, settled: Settled) -> Windows:
     deltas = settled.deltas
     first = _first(number, settled) + 1
     columns = deltas.columns(first, np.arange(len(deltas)))
-    return Windows({}, 0, first, first + len(deltas) - 1, Columns(**columns))
+    return msgspec.msgpack.decode(
+        msgspec.msgpack.encode(windows_data(0, columns, {})), type=Windows
+    )
 
 
 async def _store_identities(server: Postgres, count: int) -> None:

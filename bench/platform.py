@@ -87,7 +87,8 @@ async def measure_latencies(running: Platform) -> dict[str, float]:
     async def rest() -> None:
         assert (await connections.get(head.encode()))["id"] == project
 
-    async with grpc.aio.insecure_channel(facts_of(running)["rpc"]) as channel:
+    (process,) = running.run()["processes"]
+    async with grpc.aio.insecure_channel(process["rpc"]) as channel:
         direct = await _direct(running, channel, project, token)
         seen: dict[str, list[Latencies]] = {"rest": [], "grpc": []}
         for _ in range(ROUNDS):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import add, itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from services.usage_tracker.domain.columns import Batch, columns_of
 from services.usage_tracker.domain.judging import Row
@@ -241,7 +241,7 @@ def rows_of(batch: Batch) -> list[Arrived]:
         columns[name] = [column.values[code] for code in column.codes]
     rows = map(Row._make, zip(*(columns[name] for name in Row._fields), strict=True))
     return [
-        Arrived(row, received_at, key)  # type: ignore[arg-type]
+        Arrived(row, cast(int, received_at), cast("bytes | None", key))
         for row, received_at, key in zip(
             rows, columns["received_at"], columns["api_key_id"], strict=True
         )

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -14,8 +15,9 @@ import pytest
 
 from fleet.process import Platform
 from tests.common.waiting import eventually
-from tests.e2e.faults.open_loop import Request, steadily
 from tests.e2e.faults.watching import until
+from tests.e2e.open_loop import Request, steadily
+from tests.e2e.own import own_platform
 from tests.e2e.processes import health, member, pid_of
 from tests.e2e.tenant import Tenant, tenant
 
@@ -71,12 +73,20 @@ def end_in_order(platform: Platform, name: str) -> None:
     until(lambda: health(member(platform, name), "ready") == 200)
 
 
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Two of each that ends, on the broker that leaves most of two cores to them."""
+    scaled = (part for name in ("project", "gateway") for part in ("--scale", f"{name}=2"))
+    options = ("--broker", "redis-streams", *scaled)
+    with own_platform(tmp_path_factory.mktemp("draining"), layout="up", options=options) as found:
+        yield found
+
+
 async def test_two_hundred_requests_a_second_lose_nothing_when_processes_drain(
     platform: Platform,
 ) -> None:
     who = await asyncio.to_thread(tenant, platform.address, 20)
     async with steadily(platform.address.removeprefix("http://"), RATE, requests_of(who)) as calls:
-        # The broker compiles its own hot paths first.
         await eventually(lambda: calls.succeeded + calls.failed.total() > 10 * RATE)
         assert not calls.failed, ("though nothing drains", calls.failed.most_common(20))
         begun, before = time.perf_counter(), calls.sent
