@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.usage_tracker.domain.columns import Column
+from common.columns import Column
 from services.usage_tracker.domain.judging import moment
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.settling import settle as settle_columns

@@ -11,7 +11,7 @@ from common.events.bus import Bus, Outgoing
 from common.events.envelope import PACKED_HEADERS, unpack
 from common.events.ledger import PartitionConsumer
 from common.testing import silent_telemetry
-from services.analytics.domain import Windows
+from services.analytics.domain.windows import Windows
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.prices import CurrentPrices
@@ -23,6 +23,7 @@ from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import events_partition
 from services.usage_tracker.store import RepricingStore, UsageStore
+from tests.analytics.deltas import rows_of
 from tests.usage_tracker.conftest import MakeRecord, layouts_of
 from tests.usage_tracker.plain import Arrived
 
@@ -123,9 +124,8 @@ class Reader:
         found: dict[tuple[int, int, int], int] = {}
         for part, windows in self.seen:
             if windows.columns is not None and windows.source is not None:
-                values = getattr(windows.columns, measure)
-                for seq, value in zip(windows.columns.seq, values, strict=True):
-                    found[part, windows.source, seq] = value
+                for row in rows_of(windows.columns):
+                    found[part, windows.source, row["seq"]] = row[measure]
         return sum(found.values())
 
     def fresh_until(self, part: int, parts: int) -> int | None:

@@ -5,7 +5,8 @@ Those of deleted organizations end on the way.
 
 from __future__ import annotations
 
-from services.analytics.domain import SUMS, TABLES
+from services.analytics.domain.measures import SUMS
+from services.analytics.domain.ranges import TABLES
 
 _COLUMNS = ", ".join(SUMS)
 ROW = f"start, series_id, {_COLUMNS}, latency_bins, latency_counts"

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
-
-import numpy as np
 
 from common.database import Scope
 from common.database.copying import CopyRows, copy_rows
 from common.threads import off_loop
-from services.analytics.domain import (
-    DIMENSIONS,
-    SUMS,
+from services.analytics.domain.measures import DIMENSIONS, SUMS
+from services.analytics.domain.windows import (
+    Arrived,
+    Deltas,
     Fresh,
-    SeriesKey,
     Windows,
+    added_up,
+    arrived,
     fresh,
-    series_id,
+    unpacked,
 )
 from services.analytics.store.asking import PLANNER, Query, Result, Row, grouped, row_of, select
 from services.analytics.store.rollup import GATHER, ROLL_UP, SUMMED
 
 if TYPE_CHECKING:
     import asyncpg
-    from numpy.typing import NDArray
 
     from common.database import Database
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DELTA_COLUMNS = (
-    *("part", "seq", "start", "org_id", "series_id", *SUMS, "source"),
-    *("latency_bins", "latency_counts"),
+    *("part", "start", "series_id", *SUMS, "org_id", "latency_bins", "latency_counts"),
 )
 _MINUTE_US = 60_000_000
 _MOST_SERIES = 100_000
@@ -48,7 +45,7 @@ class Appended:
     """What an append has added: rows, and series that were not known to be stored."""
 
     rows: int
-    series: Mapping[SeriesKey, bytes]
+    series: Collection[bytes]
 
 
 class RollupStore:
@@ -64,7 +61,7 @@ class RollupStore:
         self._db = db
         self._step = step
         # Stored for good: those of an organization go when nothing of it comes any more.
-        self._series: dict[SeriesKey, bytes] = {}
+        self._series: set[bytes] = set()
 
     async def append(
         self, connection: asyncpg.Connection, part: int, records: Sequence[Windows]
@@ -93,7 +90,7 @@ class RollupStore:
                     last[record.source] = new.last
             for source, mark in record.watermarks.items():
                 watermarks[source] = max(mark, watermarks.get(source, mark))
-        series = await self._insert(connection, part, found) if found else {}
+        series = await self._insert(connection, part, found) if found else ()
         await connection.executemany(
             """INSERT INTO sources AS s (part, source, last_seq, watermark) VALUES ($1, $2, $3, $4)
                ON CONFLICT (part, source) DO UPDATE
@@ -122,62 +119,92 @@ class RollupStore:
 
     async def _insert(
         self, connection: asyncpg.Connection, part: int, found: Sequence[Fresh]
-    ) -> dict[SeriesKey, bytes]:
-        long = sum(map(len, found)) > _MANY_DELTAS
-        ids, new = await off_loop(long, self._identified, found)
+    ) -> Collection[bytes]:
+        count = sum(map(len, found))
+        new, some, data = await off_loop(count > _MANY_DELTAS, self._block, found)
         await connection.executemany(
             f"""INSERT INTO series (part, org_id, series_id, {", ".join(DIMENSIONS)})
                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                 ON CONFLICT DO NOTHING""",
             [
-                (part, _uuid(key[0]), UUID(bytes=series), *map(_uuid, key[1:]))
-                for key, series in new.items()
+                (
+                    *(part, UUID(bytes=some.deltas.orgs.at(index)), UUID(bytes=series)),
+                    *(_uuid(column.at(index)) for column in some.dimensions.values()),
+                )
+                for series, index in new.items()
             ],
         )
-        rows = await off_loop(long, _delta_rows, part, found, ids)
-        await copy_rows(connection, "deltas", _DELTA_COLUMNS, rows)
+        await connection.execute(
+            "INSERT INTO blocks (part, deltas, first, last, data) VALUES ($1, $2, $3, $4, $5)",
+            part,
+            count,
+            _start(some.deltas.minutes.min()),
+            _start(some.deltas.minutes.max()),
+            data,
+        )
         return new
 
-    def _identified(self, found: Sequence[Fresh]) -> tuple[list[bytes], dict[SeriesKey, bytes]]:
-        """The series of each delta, and those that are not known to be stored."""
-        keys = [key for one in found for key in one.series()]
-        known = list(map(self._series.get, keys))
-        new = {
-            key: series_id(key) for key, series in zip(keys, known, strict=True) if series is None
-        }
-        return [series or new[key] for key, series in zip(keys, known, strict=True)], new
+    def _block(self, found: Sequence[Fresh]) -> tuple[dict[bytes, int], Arrived, bytes]:
+        some = arrived(found)
+        return dict(some.new(self._series)), some, some.deltas.packed()
 
     def remember(self, appended: Appended) -> None:
         """Note which series are stored, so that they are not stored with every batch."""
         if len(self._series) + len(appended.series) > _MOST_SERIES:
             self._series.clear()
-        self._series |= appended.series
+        self._series.update(appended.series)
 
     async def gather(self, part: int) -> int:
-        """Move what has arrived to the windows of the last minutes; returns the rows moved.
+        """Move what has arrived to the windows of the last minutes; returns the deltas moved.
 
         A step is one transaction of bounded length, however much waits.
         """
-        return await self._move(GATHER, part)
-
-    async def roll_up(self, part: int, before: datetime) -> int:
-        """Move the windows before a time on into minutes, hours, days and months, as ``gather``."""
-        return await self._move(ROLL_UP, part, before)
-
-    async def _move(self, sql: str, part: int, *given: object) -> int:
         total = 0
         while True:
             async with self._db.change(Scope(), call=None) as change:
-                moved: int = await change.connection.fetchval(sql, part, self._step, *given)
+                taken = await self._take(change.connection, part)
+                moved: int = await change.connection.fetchval(GATHER, part, self._step)
+            total += taken
+            if max(taken, moved) < self._step:
+                return total
+
+    async def _take(self, connection: asyncpg.Connection, part: int) -> int:
+        """Turn some blocks into deltas, each a row; returns how many had arrived in them."""
+        rows = await connection.fetch(
+            """WITH waiting AS (
+                   SELECT number, sum(deltas) OVER (ORDER BY number) - deltas AS before
+                   FROM blocks WHERE part = $1
+               )
+               DELETE FROM blocks WHERE part = $1
+                   AND number IN (SELECT number FROM waiting WHERE before < $2)
+               RETURNING deltas, data""",
+            part,
+            self._step,
+        )
+        if not rows:
+            return 0
+        taken: int = sum(row["deltas"] for row in rows)
+        stream = await off_loop(
+            taken > _MANY_DELTAS, _delta_rows, part, [row["data"] for row in rows]
+        )
+        await copy_rows(connection, "deltas", _DELTA_COLUMNS, stream)
+        return taken
+
+    async def roll_up(self, part: int, before: datetime) -> int:
+        """Move the windows before a time on into minutes, hours, days and months, as ``gather``."""
+        total = 0
+        while True:
+            async with self._db.change(Scope(), call=None) as change:
+                moved: int = await change.connection.fetchval(ROLL_UP, part, self._step, before)
             total += moved
             if moved < self._step:
                 return total
 
     async def query(self, query: Query) -> Result:
         """Rows, totals and freshness, all from one snapshot."""
-        sql, arguments = select(query)
         async with self._db.read(Scope((query.org_id,))) as connection:
             await connection.execute(PLANNER)
+            sql, arguments = select(query, await _waiting(connection, query))
             found = await connection.fetch(sql, *arguments)
         rows = [row_of(r) for r in found if r["key"] is not None]
         totals = next(r for r in found if r["key"] is None)
@@ -186,38 +213,54 @@ class RollupStore:
 
     async def top(self, query: Query, dimension: str, limit: int) -> list[Row]:
         """The costliest values of one dimension, then the busiest; without sketches."""
-        arguments: list[object] = [query.part, query.org_id]
-        groups = grouped(query, arguments)
-        arguments.append(limit)
-        sql = f"""WITH {groups}
-            SELECT {dimension}::text AS key, NULL::timestamptz AS bucket, {SUMMED},
-                   '{{}}'::bigint[] AS bins
-            FROM g WHERE {dimension} IS NOT NULL GROUP BY {dimension}
-            ORDER BY sum(cost_nano) DESC, sum(events) DESC, 1 LIMIT ${len(arguments)}"""
         async with self._db.read(Scope((query.org_id,))) as connection:
             await connection.execute(PLANNER)
+            arguments: list[object] = [query.part, query.org_id]
+            groups = grouped(query, await _waiting(connection, query), arguments)
+            arguments.append(limit)
+            sql = f"""WITH {groups}
+                SELECT {dimension}::text AS key, NULL::timestamptz AS bucket, {SUMMED},
+                       '{{}}'::bigint[] AS bins
+                FROM g WHERE {dimension} IS NOT NULL GROUP BY {dimension}
+                ORDER BY sum(cost_nano) DESC, sum(events) DESC, 1 LIMIT ${len(arguments)}"""
             return [row_of(r) for r in await connection.fetch(sql, *arguments)]
 
 
-def _delta_rows(part: int, found: Sequence[Fresh], series: Sequence[bytes]) -> bytes:
-    def numbers(name: str) -> NDArray[np.int64]:
-        return np.array([value for one in found for value in one.values(name)], np.int64)
+async def _waiting(connection: asyncpg.Connection, query: Query) -> Deltas | None:
+    """What has arrived for a question and is in no table of windows yet."""
+    rows = await connection.fetch(
+        "SELECT deltas, data FROM blocks WHERE part = $1 AND first < $3 AND last >= $2",
+        query.part,
+        query.start,
+        query.end,
+    )
+    if not rows:
+        return None
+    long = sum(row["deltas"] for row in rows) > _MANY_DELTAS
+    found = await off_loop(long, _asked, query, [row["data"] for row in rows])
+    return found if len(found) else None
 
-    def ids(values: Sequence[bytes]) -> NDArray[np.uint8]:
-        return np.frombuffer(b"".join(values), np.uint8).reshape(-1, 16)
 
-    rows = CopyRows(len(series), len(_DELTA_COLUMNS))
-    rows.int2(part).int8(numbers("seq")).timestamp(numbers("minute") * _MINUTE_US)
-    rows.raw(ids([org for one in found for org in one.values("org_id")])).raw(ids(series))
+def _asked(query: Query, blocks: Sequence[bytes]) -> Deltas:
+    start, end = (int(at.timestamp()) // 60 for at in (query.start, query.end))
+    found = [unpacked(data).of(query.org_id, start, end) for data in blocks]
+    return added_up(found)
+
+
+def _delta_rows(part: int, blocks: Sequence[bytes]) -> bytes:
+    deltas = added_up([unpacked(data) for data in blocks])
+    rows = CopyRows(len(deltas), len(_DELTA_COLUMNS))
+    rows.int2(part).timestamp(deltas.minutes * _MINUTE_US).raw(deltas.series)
     for name in SUMS:
-        rows.int8(numbers(name))
-    sources = [one.source.to_bytes(2) for one in found]
-    rows.coded(sources, np.repeat(np.arange(len(found)), [len(one) for one in found]))
-    bins = [some for one in found for some in one.values("latency_bins")]
-    counts = [some for one in found for some in one.values("latency_counts")]
-    ends = np.cumsum([len(some) for some in bins])
-    rows.int4_arrays(np.array(list(chain.from_iterable(bins)), np.int64), ends)
-    return rows.int8_arrays(np.array(list(chain.from_iterable(counts)), np.int64), ends).finish()
+        rows.int8(deltas.sums[name])
+    rows.coded(deltas.orgs.encoded(), deltas.orgs.codes)
+    sketches = deltas.sketches
+    rows.int4_arrays(sketches.bins, sketches.ends).int8_arrays(sketches.counts, sketches.ends)
+    return rows.finish()
+
+
+def _start(minute: Any) -> datetime:
+    return EPOCH + timedelta(minutes=int(minute))
 
 
 def _uuid(value: bytes | str | None) -> UUID | str | None:

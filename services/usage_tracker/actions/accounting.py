@@ -9,10 +9,11 @@ from time import monotonic
 
 import numpy as np
 
+from common.columns import Integers
 from common.database import Connection
 from common.threads import off_loop
 from services.usage_tracker.actions.prices import CurrentPrices
-from services.usage_tracker.domain.columns import Batch, Integers
+from services.usage_tracker.domain.columns import Batch
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import moment
 from services.usage_tracker.domain.overrides import Overrides

@@ -17,17 +17,8 @@ import msgspec
 import numpy as np
 import xxhash
 
-from services.usage_tracker.domain.columns import (
-    ABSENT,
-    Bytes,
-    Column,
-    Columns,
-    Integers,
-    Mask,
-    column_of,
-    packed_column,
-    packed_numbers,
-)
+from common.columns import Bytes, Column, Integers, Mask, column_of, packed_column, packed_numbers
+from services.usage_tracker.domain.columns import ABSENT, Columns
 from services.usage_tracker.domain.events import Event, Fields
 from services.usage_tracker.domain.judging import (
     MAX_AHEAD,

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import numpy as np
 
-from services.usage_tracker.domain.columns import Integers
+from common.columns import Integers
 from services.usage_tracker.domain.pricing import Price, PriceBook, Rate, half_even
 
 WHOLE_BP = 10_000

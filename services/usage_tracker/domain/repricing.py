@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.usage_tracker.domain.columns import Batch, Integers, Mask
+from common.columns import Integers, Mask
+from services.usage_tracker.domain.columns import Batch
 from services.usage_tracker.domain.overrides import Overrides
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.settling import Unpriceds, priced, unpriced_of

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.usage_tracker.domain.columns import Batch, Column, Integers, Mask
+from common.columns import Column, Integers, Mask
+from services.usage_tracker.domain.columns import Batch
 from services.usage_tracker.domain.overrides import Overrides
 from services.usage_tracker.domain.pricing import Price, PriceBook
 from services.usage_tracker.domain.windows import TOKENS, Costs, Deltas, deltas_of

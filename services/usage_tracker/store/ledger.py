@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -14,12 +13,13 @@ import numpy as np
 from asyncpg.pgproto import pgproto
 from numpy.typing import NDArray
 
+from common.columns import Integers
 from common.database import Change, Connection, Database
 from common.database.connection import using
 from common.database.copying import EPOCH_US, copy_rows, read_rows
 from common.threads import off_loop
 from common.timeseries import drop_partitions, ensure_partitions
-from services.usage_tracker.domain.columns import ID_BYTES, Batch, Integers, identity_hashes
+from services.usage_tracker.domain.columns import ID_BYTES, Batch, identity_hashes
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import microseconds, moment
 from services.usage_tracker.domain.pricing import DAY_US
@@ -203,12 +203,12 @@ class UsageStore:
             )
         return dict(row or {})
 
-    async def unsent(self, part: int, limit: int) -> dict[str, list[Any]] | None:
-        """The next deltas to send on, as columns of ``usage.windows``; None where there is none."""
+    async def unsent(self, part: int, limit: int) -> list[asyncpg.Record]:
+        """The next deltas to send on, by the names of their columns on ``usage.windows``."""
         ids = ", ".join(f"uuid_send({name}) AS {name}" for name in ("org_id", *IDS_OF_DELTA))
         others = ", ".join((*TEXTS_OF_DELTA, *SUMS, *SKETCH, "reason"))
         async with self._db.session() as connection:
-            rows = await connection.fetch(
+            return await connection.fetch(
                 f"""
                 SELECT seq, {ids}, extract(epoch FROM start)::bigint / 60 AS minute, {others}
                 FROM deltas
@@ -219,9 +219,6 @@ class UsageStore:
                 part,
                 limit,
             )
-        if not rows:
-            return None
-        return dict(zip(rows[0].keys(), map(list, zip(*rows, strict=True)), strict=True))
 
     async def sent_up_to(self, part: int) -> int:
         """The number of the last delta that was sent on; 0 while none was."""

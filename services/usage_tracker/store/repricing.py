@@ -10,9 +10,10 @@ from uuid import UUID
 import asyncpg
 import numpy as np
 
+from common.columns import Integers, column_of
 from common.database import Connection, Database
 from common.timeseries import ensure_partitions
-from services.usage_tracker.domain.columns import ABSENT, Batch, Integers, column_of
+from services.usage_tracker.domain.columns import ABSENT, Batch
 from services.usage_tracker.domain.judging import microseconds, moment
 from services.usage_tracker.domain.pricing import Cost
 from services.usage_tracker.domain.repricing import Counted, Repriced

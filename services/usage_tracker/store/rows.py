@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.columns import Column
 from common.database.copying import CopyRows
-from services.usage_tracker.domain.columns import ABSENT, Batch, Column
+from services.usage_tracker.domain.columns import ABSENT, Batch
 from services.usage_tracker.domain.pricing import Cost
 from services.usage_tracker.domain.settling import Settled
 from services.usage_tracker.domain.windows import MINUTE_US, SUMS, TOKENS, Deltas

@@ -8,15 +8,10 @@ from datetime import timedelta
 import pytest
 
 from common.database import Scope
-from services.analytics.domain import (
-    DIMENSIONS,
-    SUMS,
-    Columns,
-    Windows,
-    fresh,
-    series_id,
-)
+from services.analytics.domain.measures import DIMENSIONS, SUMS
+from services.analytics.domain.windows import arrived, fresh
 from services.analytics.store import RollupStore
+from tests.analytics.deltas import windows_of
 from tests.analytics.store.conftest import EVER, MODELS, START, Books, append, ask, roll_up
 
 pytestmark = pytest.mark.store
@@ -84,14 +79,15 @@ async def test_a_long_sketch_is_merged_bin_by_bin(db, store):
     books, expected = Books(), Counter()
     end = START + timedelta(days=5)
     for number in range(30):
-        record = books.windows(0, 1)
         bins = [number % 7, 100 + number, 200 + number % 3]
-        for name in DIMENSIONS:
-            getattr(record.columns, name)[0] = "ok" if name == "status" else None
-        record.columns.minute[0] = int(START.timestamp()) // 60
-        record.columns.latency_bins[0], record.columns.latency_counts[0] = bins, [1, 2, 3]
+        row = books.row(
+            **(dict.fromkeys(DIMENSIONS) | {"status": "ok"}),
+            minute=int(START.timestamp()) // 60,
+            latency_bins=bins,
+            latency_counts=[1, 2, 3],
+        )
         expected.update(dict(zip(bins, [1, 2, 3], strict=True)))
-        await append(db, store, books, record)
+        await append(db, store, books, windows_of([row]))
         await roll_up(store, books, START if number % 2 else EVER)
 
     assert dict((await ask(store, books, START, end, "all")).totals.bins) == expected
@@ -103,11 +99,13 @@ async def test_a_long_sketch_is_merged_bin_by_bin(db, store):
 
 
 def test_series_of_other_dimensions_never_share_an_id():
-    found = fresh(Books().windows(0, 300), 0)
+    books = Books()
+    found = arrived([fresh(books.windows(0, 300), 0)])
+    keys = list(zip(*(column.listed() for column in found.dimensions.values()), strict=True))
     by_id: dict[bytes, object] = {}
-    for key in found.series():
-        assert by_id.setdefault(series_id(key), key) == key
-    assert len(by_id) == len(set(found.series()))
+    for series, key in zip(found.deltas.series, keys, strict=True):
+        assert by_id.setdefault(series.tobytes(), key) == key
+    assert len(by_id) == len({tuple(row[d] for d in DIMENSIONS) for row in books.rows})
 
 
 async def test_a_series_whose_append_was_rolled_back_is_stored_with_the_next(db, store):
@@ -143,9 +141,7 @@ async def test_a_correction_changes_money_and_nothing_else_on_every_level(db, st
         {**row, **change, "seq": 301 + n, "reason": "reprice"}
         for n, row in enumerate(row for row in books.rows if row["model"] == MODELS[0])
     ]
-    columns = {name: [row[name] for row in corrected] for name in Columns.__struct_fields__}
-    last = 300 + len(corrected)
-    await append(db, store, books, Windows({}, 0, 301, last, Columns(**columns)))
+    await append(db, store, books, windows_of(corrected))
     if rolled:
         await roll_up(store, books)
     for granularity, was in before.items():
