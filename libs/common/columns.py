@@ -17,8 +17,8 @@ Mask = NDArray[np.bool_]
 
 _CODE = np.dtype("<u2")
 _MOST_CODES = 2**16
-_INT4, _INT8 = np.dtype("<i4"), np.dtype("<i8")
-_INT4_BOUNDS = np.iinfo(np.int32)
+# By the bytes of a number.
+_INTEGERS = {size: np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
 _MOST_KEYS = 2**62
 
 
@@ -120,19 +120,19 @@ def numbers(column: bytes, count: int) -> Integers:
     """
     if not column:
         return np.zeros(count, np.int64)
-    kind = _INT4 if len(column) == _INT4.itemsize * count else _INT8
-    if len(column) != kind.itemsize * count:
+    kind = _INTEGERS.get(len(column) // count if count else 0)
+    if kind is None or len(column) != kind.itemsize * count:
         raise ValueError("columns of different lengths")
     return np.frombuffer(column, kind).astype(np.int64)
 
 
 def packed_numbers(values: Integers) -> bytes:
-    """Little-endian int32 or int64, nothing where all are 0: what ``numbers`` reads."""
+    """The shortest little-endian integers, nothing where all are 0: what ``numbers`` reads."""
     if not values.any():
         return b""
-    least, most = int(values.min()), int(values.max())
-    small = _INT4_BOUNDS.min <= least and most <= _INT4_BOUNDS.max
-    return values.astype(_INT4 if small else _INT8).tobytes()
+    most = max(int(values.max()), -int(values.min()) - 1)
+    size = next(size for size in _INTEGERS if most < 2 ** (8 * size - 1))
+    return values.astype(_INTEGERS[size]).tobytes()
 
 
 def dense(values: NDArray[Any]) -> tuple[Integers, int]:

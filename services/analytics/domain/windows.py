@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import msgspec
@@ -197,7 +197,14 @@ class Deltas:
     def of(self, org_id: UUID, start: int, end: int) -> Deltas:
         """Those of one organization from a minute to before another."""
         mine = np.array([org == org_id.bytes for org in self.orgs.values], np.bool_)
-        chosen = mine[self.orgs.codes] & (self.minutes >= start) & (self.minutes < end)
+        return self.where(mine[self.orgs.codes] & (self.minutes >= start) & (self.minutes < end))
+
+    def by(self, minutes: int) -> Deltas:
+        """The same, each dated at the begin of so many minutes that hold its own."""
+        return replace(self, minutes=self.minutes // minutes * minutes)
+
+    def where(self, chosen: Mask) -> Deltas:
+        """Some of them."""
         return self._take(np.flatnonzero(chosen))
 
     def packed(self) -> bytes:
@@ -211,7 +218,7 @@ class Deltas:
                 {name: packed_numbers(values) for name, values in self.sums.items()},
                 packed_numbers(self.sketches.bins),
                 packed_numbers(self.sketches.counts),
-                packed_numbers(self.sketches.ends),
+                packed_numbers(self.sketches.ends - self.sketches.starts),
             )
         )
 
@@ -232,7 +239,7 @@ class _Packed(msgspec.Struct, frozen=True):
     sums: dict[str, bytes]
     latency_bins: bytes
     latency_counts: bytes
-    latency_ends: bytes
+    latency_lengths: bytes
 
 
 _unpack = msgspec.msgpack.Decoder(_Packed).decode
@@ -242,7 +249,7 @@ def unpacked(data: bytes) -> Deltas:
     """Deltas that ``Deltas.packed`` has packed."""
     packed = _unpack(data)
     count = len(packed.series) // _ID_BYTES
-    ends = numbers(packed.latency_ends, count)
+    ends = np.cumsum(numbers(packed.latency_lengths, count))
     cells = int(ends[-1])
     return Deltas(
         Column(packed.org_id.values, packed.org_id.indices(count)),
@@ -309,9 +316,7 @@ def arrived(found: Sequence[Fresh]) -> Arrived:
     deltas = _summed(every, firsts, groups)
     dimensions = {name: column.take(firsts) for name, column in coded.items()}
     ids = _series_ids([deltas.orgs, *dimensions.values()])
-    return Arrived(
-        Deltas(deltas.orgs, deltas.minutes, ids, deltas.sums, deltas.sketches), dimensions
-    )
+    return Arrived(replace(deltas, series=ids), dimensions)
 
 
 def _series_ids(columns: Sequence[Column]) -> Bytes:

@@ -23,7 +23,7 @@ from services.analytics.domain.windows import (
     unpacked,
 )
 from services.analytics.store.asking import PLANNER, Query, Result, Row, grouped, row_of, select
-from services.analytics.store.rollup import GATHER, ROLL_UP, SUMMED
+from services.analytics.store.rollup import MOVE, MOVE_RECENT, SUMMED
 
 if TYPE_CHECKING:
     import asyncpg
@@ -51,7 +51,7 @@ class Appended:
 class RollupStore:
     """Windows of usage, appended and rolled up to minutes, hours, days and months."""
 
-    def __init__(self, db: Database, step: int = 20_000) -> None:
+    def __init__(self, db: Database, step: int = 5_000) -> None:
         """Keeps windows in the service's database.
 
         Args:
@@ -134,14 +134,7 @@ class RollupStore:
                 for series, index in new.items()
             ],
         )
-        await connection.execute(
-            "INSERT INTO blocks (part, deltas, first, last, data) VALUES ($1, $2, $3, $4, $5)",
-            part,
-            count,
-            _start(some.deltas.minutes.min()),
-            _start(some.deltas.minutes.max()),
-            data,
-        )
+        await _keep(connection, part, some.deltas, data)
         return new
 
     def _block(self, found: Sequence[Fresh]) -> tuple[dict[bytes, int], Arrived, bytes]:
@@ -155,47 +148,45 @@ class RollupStore:
         self._series.update(appended.series)
 
     async def gather(self, part: int) -> int:
-        """Move what has arrived to the windows of the last minutes; returns the deltas moved.
+        """Make one block of small ones; returns how many they were.
 
-        A step is one transaction of bounded length, however much waits.
+        A window is written again as often as what waits has doubled.
         """
-        total = 0
-        while True:
-            async with self._db.change(Scope(), call=None) as change:
-                taken = await self._take(change.connection, part)
-                moved: int = await change.connection.fetchval(GATHER, part, self._step)
-            total += taken
-            if max(taken, moved) < self._step:
-                return total
-
-    async def _take(self, connection: asyncpg.Connection, part: int) -> int:
-        """Turn some blocks into deltas, each a row; returns how many had arrived in them."""
-        rows = await connection.fetch(
-            """WITH waiting AS (
-                   SELECT number, sum(deltas) OVER (ORDER BY number) - deltas AS before
-                   FROM blocks WHERE part = $1
-               )
-               DELETE FROM blocks WHERE part = $1
-                   AND number IN (SELECT number FROM waiting WHERE before < $2)
-               RETURNING deltas, data""",
-            part,
-            self._step,
-        )
-        if not rows:
-            return 0
-        taken: int = sum(row["deltas"] for row in rows)
-        stream = await off_loop(
-            taken > _MANY_DELTAS, _delta_rows, part, [row["data"] for row in rows]
-        )
-        await copy_rows(connection, "deltas", _DELTA_COLUMNS, stream)
-        return taken
+        async with self._db.change(Scope(), call=None) as change:
+            connection = change.connection
+            rows = await connection.fetch(
+                "SELECT number, windows FROM blocks WHERE part = $1 ORDER BY windows, number", part
+            )
+            chosen = _small([(row["number"], row["windows"]) for row in rows])
+            blocks = await _taken(connection, part, "number = ANY ($2)", chosen)
+            if blocks:
+                deltas, data = await off_loop(True, _one_block, blocks)
+                await _keep(connection, part, deltas, data)
+            return len(blocks)
 
     async def roll_up(self, part: int, before: datetime) -> int:
-        """Move the windows before a time on into minutes, hours, days and months, as ``gather``."""
+        """Move the windows before a time on into minutes, hours, days and months.
+
+        A step is one transaction of bounded length, however much waits.
+
+        Returns:
+            How many windows were moved.
+        """
+        async with self._db.change(Scope(), call=None) as change:
+            connection = change.connection
+            blocks = await _taken(connection, part, "first < $2", before)
+            if blocks:
+                over, left = await off_loop(True, _over, part, blocks, before)
+                await copy_rows(connection, "deltas", _DELTA_COLUMNS, over)
+                if left is not None:
+                    await _keep(connection, part, *left)
+        return await self._move(MOVE, part) + await self._move(MOVE_RECENT, part, before)
+
+    async def _move(self, sql: str, part: int, *given: object) -> int:
         total = 0
         while True:
             async with self._db.change(Scope(), call=None) as change:
-                moved: int = await change.connection.fetchval(ROLL_UP, part, self._step, before)
+                moved: int = await change.connection.fetchval(sql, part, self._step, *given)
             total += moved
             if moved < self._step:
                 return total
@@ -226,29 +217,80 @@ class RollupStore:
             return [row_of(r) for r in await connection.fetch(sql, *arguments)]
 
 
-async def _waiting(connection: asyncpg.Connection, query: Query) -> Deltas | None:
-    """What has arrived for a question and is in no table of windows yet."""
+async def _keep(connection: asyncpg.Connection, part: int, deltas: Deltas, data: bytes) -> None:
+    """A block of deltas; ``data`` is the same, packed."""
+    await connection.execute(
+        "INSERT INTO blocks (part, windows, first, last, data) VALUES ($1, $2, $3, $4, $5)",
+        part,
+        len(deltas),
+        _start(deltas.minutes.min()),
+        _start(deltas.minutes.max()),
+        data,
+    )
+
+
+async def _taken(
+    connection: asyncpg.Connection, part: int, which: str, given: object
+) -> list[bytes]:
     rows = await connection.fetch(
-        "SELECT deltas, data FROM blocks WHERE part = $1 AND first < $3 AND last >= $2",
+        f"DELETE FROM blocks WHERE part = $1 AND {which} RETURNING data", part, given
+    )
+    return [row["data"] for row in rows]
+
+
+def _small(blocks: Sequence[tuple[int, int]]) -> list[int]:
+    """Those, by number and size, that are worth being one: none is larger than twice all before it.
+
+    ``blocks`` are ordered by size.
+    """
+    chosen: list[int] = []
+    total = 0
+    for number, size in blocks:
+        if chosen and size > 2 * total:
+            break
+        chosen.append(number)
+        total += size
+    return chosen if len(chosen) > 1 else []
+
+
+def _one_block(blocks: Sequence[bytes]) -> tuple[Deltas, bytes]:
+    deltas = added_up([unpacked(data) for data in blocks])
+    return deltas, deltas.packed()
+
+
+def _over(
+    part: int, blocks: Sequence[bytes], before: datetime
+) -> tuple[bytes, tuple[Deltas, bytes] | None]:
+    """The rows of windows before a time, and the others as a block."""
+    deltas = added_up([unpacked(data) for data in blocks])
+    over = deltas.minutes < _minute(before)
+    left = deltas.where(~over)
+    return _delta_rows(part, deltas.where(over)), (left, left.packed()) if len(left) else None
+
+
+async def _waiting(connection: asyncpg.Connection, query: Query) -> Deltas | None:
+    """What there is for a question in blocks, by the units of time that are asked for."""
+    rows = await connection.fetch(
+        "SELECT windows, data FROM blocks WHERE part = $1 AND first < $3 AND last >= $2",
         query.part,
         query.start,
         query.end,
     )
     if not rows:
         return None
-    long = sum(row["deltas"] for row in rows) > _MANY_DELTAS
+    long = sum(row["windows"] for row in rows) > _MANY_DELTAS
     found = await off_loop(long, _asked, query, [row["data"] for row in rows])
     return found if len(found) else None
 
 
 def _asked(query: Query, blocks: Sequence[bytes]) -> Deltas:
-    start, end = (int(at.timestamp()) // 60 for at in (query.start, query.end))
+    start, end = _minute(query.start), _minute(query.end)
     found = [unpacked(data).of(query.org_id, start, end) for data in blocks]
-    return added_up(found)
+    unit = {"minute": 1, "hour": 60}.get(query.granularity, 24 * 60)
+    return added_up([deltas.by(unit) for deltas in found])
 
 
-def _delta_rows(part: int, blocks: Sequence[bytes]) -> bytes:
-    deltas = added_up([unpacked(data) for data in blocks])
+def _delta_rows(part: int, deltas: Deltas) -> bytes:
     rows = CopyRows(len(deltas), len(_DELTA_COLUMNS))
     rows.int2(part).timestamp(deltas.minutes * _MINUTE_US).raw(deltas.series)
     for name in SUMS:
@@ -257,6 +299,10 @@ def _delta_rows(part: int, blocks: Sequence[bytes]) -> bytes:
     sketches = deltas.sketches
     rows.int4_arrays(sketches.bins, sketches.ends).int8_arrays(sketches.counts, sketches.ends)
     return rows.finish()
+
+
+def _minute(at: datetime) -> int:
+    return int(at.timestamp()) // 60
 
 
 def _start(minute: Any) -> datetime:

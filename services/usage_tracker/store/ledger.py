@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -203,12 +204,12 @@ class UsageStore:
             )
         return dict(row or {})
 
-    async def unsent(self, part: int, limit: int) -> list[asyncpg.Record]:
+    async def unsent(self, part: int, limit: int) -> list[dict[str, Any]]:
         """The next deltas to send on, by the names of their columns on ``usage.windows``."""
         ids = ", ".join(f"uuid_send({name}) AS {name}" for name in ("org_id", *IDS_OF_DELTA))
         others = ", ".join((*TEXTS_OF_DELTA, *SUMS, *SKETCH, "reason"))
         async with self._db.session() as connection:
-            return await connection.fetch(
+            rows = await connection.fetch(
                 f"""
                 SELECT seq, {ids}, extract(epoch FROM start)::bigint / 60 AS minute, {others}
                 FROM deltas
@@ -219,6 +220,7 @@ class UsageStore:
                 part,
                 limit,
             )
+        return [dict(row) for row in rows]
 
     async def sent_up_to(self, part: int) -> int:
         """The number of the last delta that was sent on; 0 while none was."""

@@ -125,7 +125,6 @@ def all_of(books: Books, end: datetime) -> Query:
 
 
 async def roll_up(store: RollupStore, books: Books, before: datetime = EVER) -> int:
-    """Move all deltas on, and on again those before a time; returns how many deltas there were."""
-    moved = await store.gather(books.part)
-    await store.roll_up(books.part, before)
-    return moved
+    """Make one block of all; move on those before a time, and say how many they are."""
+    await store.gather(books.part)
+    return await store.roll_up(books.part, before)

@@ -105,7 +105,7 @@ async def test_windows_that_come_after_their_organization_was_removed_go_too(db,
     # Another process has not stored its series before.
     await append(db, RollupStore(db), books, books.windows(0, 30))
     assert (await rows_of(db, books)).keys() == {"blocks", "series"}
-    assert await store.gather(books.part) == 30
+    assert await store.roll_up(books.part, EVER) == 30
     assert (await rows_of(db, books)).keys() == {"series"}
     assert await deleted.left() == 1
     await remove_all(deleted)

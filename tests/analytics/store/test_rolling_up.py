@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 
@@ -24,10 +25,10 @@ async def test_sums_are_exact_whatever_has_been_rolled_up(db, store, rolled, gra
     before = {"gathered": START, "half": START + timedelta(hours=20)}.get(rolled, EVER)
     await append(db, store, books, books.windows(0, 150))
     if rolled != "never":
-        assert await roll_up(store, books, before) == 150
+        await roll_up(store, books, before)
     await append(db, store, books, books.windows(1, 150), books.windows(0, 50))
     if rolled in ("half", "always"):
-        assert await roll_up(store, books, before) == 200
+        await roll_up(store, books, before)
     start, end = START + timedelta(minutes=37), START + timedelta(hours=55, minutes=11)
     result = await ask(store, books, start, end, granularity)
     for name in SUMS:
@@ -35,12 +36,16 @@ async def test_sums_are_exact_whatever_has_been_rolled_up(db, store, rolled, gra
         assert sum(r.sums[name] for r in result.rows) == result.totals.sums[name]
 
 
-async def test_two_roll_ups_at_once_move_each_delta_once(db, store):
+async def test_two_roll_ups_at_once_move_each_window_once(db, store):
     books = Books()
-    await append(db, store, books, books.windows(0, 300))
-    moved = await asyncio.gather(*(store.gather(books.part) for _ in range(4)))
-    assert sum(moved) == 300
-    await asyncio.gather(*(store.roll_up(books.part, EVER) for _ in range(4)))
+    for _ in range(10):
+        await append(db, store, books, books.windows(0, 30))
+    moved = await asyncio.gather(
+        *(store.gather(books.part) for _ in range(4)),
+        *(store.roll_up(books.part, EVER) for _ in range(4)),
+    )
+    await store.roll_up(books.part, EVER)
+    assert 0 < sum(moved[:4]) <= 10
     end = START + timedelta(days=5)
     result = await ask(store, books, START, end, "month")
     assert result.totals.sums["cost_nano"] == books.total("cost_nano", START, end)
@@ -48,11 +53,12 @@ async def test_two_roll_ups_at_once_move_each_delta_once(db, store):
 
 async def test_a_backlog_is_moved_in_bounded_steps(db):
     books, store = Books(), RollupStore(db, step=40)
-    await append(db, store, books, books.windows(0, 100))
-    assert await store.gather(books.part) == 100
+    rows = [books.row(user_id=uuid4().bytes) for _ in range(100)]
+    await append(db, store, books, windows_of(rows))
+    assert await store.roll_up(books.part, EVER) == 100
     async with db.session() as connection:
         steps = await connection.fetchval(
-            "SELECT count(DISTINCT xmin::text) FROM recent WHERE part = $1", books.part
+            "SELECT count(DISTINCT xmin::text) FROM minutes WHERE part = $1", books.part
         )
     assert steps == 3
     end = START + timedelta(days=5)
