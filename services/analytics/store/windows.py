@@ -295,7 +295,7 @@ def _delta_rows(part: int, deltas: Deltas) -> bytes:
     rows.int2(part).timestamp(deltas.minutes * _MINUTE_US).raw(deltas.series)
     for name in SUMS:
         rows.int8(deltas.sums[name])
-    rows.coded(deltas.orgs.encoded(), deltas.orgs.codes)
+    rows.coded((deltas.orgs.encoded(), deltas.orgs.codes))
     sketches = deltas.sketches
     rows.int4_arrays(sketches.bins, sketches.ends).int8_arrays(sketches.counts, sketches.ends)
     return rows.finish()
