@@ -22,6 +22,7 @@ help:
 
 setup: $(if $(filter uv,$(UV)),,.tools/bin/uv)
 	@$(UV) sync --locked --all-extras --quiet
+	@$(RUN) python -m compileall -q libs services
 
 .tools/bin/uv:
 	@$(PYTHON) -m pip install --quiet --root-user-action ignore --disable-pip-version-check --target .tools 'uv==$(UV_VERSION)'

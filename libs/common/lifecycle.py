@@ -9,7 +9,6 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 
-from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -256,6 +255,8 @@ class Host:
         return frozenset(p.service.name for p in self._services if Role.SERVE in p.roles)
 
     def _serve(self, member: _Member) -> None:
+        if not member.parts.servicers:
+            return
         runtime, database = member.runtime, member.database
         guards = Guards(
             telemetry=runtime.telemetry,
@@ -376,7 +377,7 @@ async def _probe(name: str, probe: Probe) -> PartHealth:
             await probe()
     except TimeoutError:
         return PartHealth(name, False, f"no answer within {_PROBE:g} s")
-    except (MindWeaveError, RedisError) as error:
+    except MindWeaveError as error:
         return PartHealth(name, False, str(error))
     return PartHealth(name, True, "")
 

@@ -1,38 +1,22 @@
-"""The program ``mindweave``."""
+"""The commands of ``mindweave``."""
 
 from __future__ import annotations
 
-import gc
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import typer
-from typer.core import TyperGroup
 
 from fleet import events
 from fleet.services import SERVICES
-
-
-class Program(TyperGroup):
-    """Takes NAME[:ROLE]… where a command is expected."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0].partition(":")[0] in SERVICES:
-            return "run", self.get_command(ctx, "run"), args
-        return super().resolve_command(ctx, args)
-
+from fleet.start import begin, told_in_a_line
 
 app = typer.Typer(
     name="mindweave",
-    cls=Program,
     epilog=f"NAME[:ROLE]… runs these services in this process: {', '.join(SERVICES)};"
     " a role is serve or work.",
     help="Metering, pricing and analysis of what organizations do with language models.",
@@ -58,49 +42,6 @@ class Broker(StrEnum):
     REDIS_STREAMS = "redis-streams"
 
 
-@contextmanager
-def _told_in_a_line() -> Iterator[None]:
-    """Ends with what a person can do about a failed start; a bug keeps its traceback."""
-    from common.database import MigrationFailed, MigrationRefused, UnsafeRole
-    from common.errors import MindWeaveError, NotReady
-    from common.events.bus import TopicMismatch
-    from common.settings import SettingsError
-    from fleet.embedded import DidNotStart, InUse
-    from fleet.embedded.folder import OtherBroker
-    from fleet.services import UnknownRole
-    from fleet.status import NotRunning
-
-    known = (
-        DidNotStart,
-        InUse,
-        MigrationFailed,
-        MigrationRefused,
-        MindWeaveError,
-        NotReady,
-        NotRunning,
-        OSError,
-        OtherBroker,
-        SettingsError,
-        TopicMismatch,
-        UnknownRole,
-        UnsafeRole,
-    )
-    try:
-        yield
-    except known as error:
-        print(f"mindweave: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-
-
-def _begin() -> None:
-    """Before anything large is imported: what runs for long starts sooner without a collector."""
-    gc.disable()
-    # Until what runs takes signals itself, what was started by then is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # gRPC's own lines are no JSON; what matters of them our interceptors log.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
-
 @app.command("all")
 def run_everything(
     data: Data = DEFAULT_DATA,
@@ -109,8 +50,8 @@ def run_everything(
     ] = None,
 ) -> None:
     """Run every service in one process, with embedded PostgreSQL and Valkey unless configured."""
-    _begin()
-    with _told_in_a_line():
+    begin()
+    with told_in_a_line():
         from fleet.all_in_one import run_all
 
         run_all(data, listen)
@@ -130,21 +71,11 @@ def run_apart(
     ] = NOTHING,
 ) -> None:
     """Run a process for each service, with Envoy in front and embedded servers as in `all`."""
-    _begin()
-    with _told_in_a_line():
+    begin()
+    with told_in_a_line():
         from fleet.layout.up import run_up
 
         run_up(data, listen, broker, scale)
-
-
-@app.command("run", hidden=True)
-def run_services(names: Annotated[list[str], typer.Argument(metavar="NAME[:ROLE]...")]) -> None:
-    """Run the named services in this process, with the servers that settings name."""
-    _begin()
-    with _told_in_a_line():
-        from fleet.named import run_named
-
-        run_named(names)
 
 
 @app.command()
@@ -153,7 +84,7 @@ def migrate(data: Data = DEFAULT_DATA) -> None:
 
     Of the databases that settings name; where they name none, of those in --data.
     """
-    with _told_in_a_line():
+    with told_in_a_line():
         from fleet.migrate import run_migrations
 
         for service, applied in run_migrations(data).items():
@@ -170,7 +101,7 @@ def partitions(
     Ended in the middle, it goes on where it was when it is run again. Until all is counted that
     was taken, the old number calls the change off.
     """
-    with _told_in_a_line():
+    with told_in_a_line():
         from fleet.partitions import change_partitions
 
         change_partitions(count, data, lambda line: print(line, flush=True))
@@ -278,7 +209,3 @@ def demo(
     except (DemoFailed, PlatformEnded, ReplayFailed, httpx.HTTPError) as error:
         print(f"mindweave: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-
-
-if __name__ == "__main__":
-    app()

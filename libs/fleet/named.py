@@ -20,7 +20,7 @@ def placed(names: Sequence[str]) -> list[Placed]:
     """The services of NAME[:ROLE]…, imported; one that is named twice has the roles of both.
 
     Raises:
-        LookupError: there is no such service.
+        UnknownService: there is no such service.
         UnknownRole: there is no such role.
     """
     roles: dict[str, frozenset[Role]] = {}

@@ -86,7 +86,7 @@ class Platform:
     def start(self) -> None:
         """Start it; returns at once."""
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "fleet.cli", self.layout]
+        command = [sys.executable, "-m", "fleet", self.layout]
         command += ["--data", str(self.data), "--listen", self._listen, *self._options]
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(

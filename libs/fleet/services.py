@@ -45,6 +45,10 @@ def parse_name(text: str) -> tuple[str, frozenset[Role]]:
         raise UnknownRole(f"{text}: a role is {' or '.join(Role)}") from None
 
 
+class UnknownService(LookupError):
+    """There is no service of this name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """A service that owns a database, by its migrations; its code is not imported."""
@@ -69,12 +73,12 @@ def load(names: Iterable[str] = tuple(SERVICES)) -> list[Service]:
     """The named services, imported.
 
     Raises:
-        LookupError: there is no such service.
+        UnknownService: there is no such service.
     """
     found = []
     for name in names:
         if name not in SERVICES:
-            raise LookupError(f"there is no service {name}; there are {', '.join(SERVICES)}")
+            raise UnknownService(f"there is no service {name}; there are {', '.join(SERVICES)}")
         service: Service = import_module(SERVICES[name]).SERVICE
         found.append(service)
     return found

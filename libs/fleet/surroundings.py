@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from common.settings import Settings, SettingsError, load_settings
+from common.telemetry import Log
 from fleet.embedded import DataFolder, DidNotStart, Kafka, Postgres, Valkey
 from fleet.embedded.daemon import Daemon
 from fleet.embedded.folder import KAFKA_ACCESS, start_together
@@ -152,7 +151,7 @@ def _chosen(broker: str | None, settings: Settings) -> str:
 
 async def watch(servers: Sequence[Daemon]) -> None:
     """Start an embedded server again that ended by itself."""
-    log = structlog.get_logger(service="fleet")
+    log = Log("fleet")
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
         for server in servers:

@@ -9,13 +9,13 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
-from structlog.testing import capture_logs
 
 from common.events.bus import Backoff, Bus, BusUnavailable, DeadLetter, Outgoing, Record
 from common.events.delivery import Delivery
 from common.events.envelope import Envelope, encode
 from common.events.worker import Worker, cut
 from common.testing import silent_telemetry
+from tests.common.logs import capture_logs
 
 pytestmark = pytest.mark.unit
 

@@ -12,7 +12,6 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 from protovalidate import Validator
-from structlog.testing import capture_logs
 
 from common.errors import (
     DeadlineExceeded,
@@ -39,6 +38,7 @@ from mindweave.team.v1.team_pb2 import (
     ResolveAccessResponse,
 )
 from mindweave.usage_tracker.v1.usage_tracker_pb2 import TrackRequest
+from tests.common.logs import capture_logs
 from tests.common.otlp import otlp_receiver
 from tests.common.serving import ACCOUNT, AUTH, TEAM, Fleet, as_call, fleet, on_behalf_of
 
@@ -151,9 +151,9 @@ async def test_an_error_that_nobody_expected_tells_the_correlation_id_and_nothin
     assert "hunter2" not in everything
     assert "store.py" not in everything
     assert "Traceback" not in everything
-    (line,) = [log for log in logs if log["log_level"] == "error"]
+    (line,) = [log for log in logs if log["level"] == "error"]
     assert line["operation"] == RESOLVE
-    assert line["exc_info"]
+    assert line["exception"]
 
 
 async def test_an_expected_error_is_not_logged_as_a_failure(served: Fleet) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psutil
@@ -52,6 +53,19 @@ async def bus(broker: RedisStreams) -> AsyncIterator[RedisStreamsBus]:
 @pytest.fixture
 def topic() -> str:
     return f"topic-{uuid4().hex[:12]}"
+
+
+async def test_a_server_that_answers_with_an_error_is_not_available(
+    broker: RedisStreams, server: Any
+) -> None:
+    await server.execute_command("ACL SETUSER", "guest", "on", ">secret", "~*", "+@all", "-ping")
+    address = urlsplit(broker.address)
+    place = f"guest:secret@{address.netloc.rpartition('@')[2]}"
+    refused = address._replace(netloc=place).geturl()
+    bus = RedisStreamsBus(refused, telemetry=silent_telemetry())
+    with pytest.raises(BusUnavailable, match="no permissions"):
+        await bus.ping()
+    await bus.stop()
 
 
 async def test_the_numbers_of_a_partition_have_no_gaps(bus: RedisStreamsBus, topic: str) -> None:

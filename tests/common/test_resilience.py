@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from structlog.testing import capture_logs
 
 from common.errors import Unavailable
 from common.http.edge import REQUEST_SECONDS
@@ -11,6 +10,7 @@ from common.resilience import Breaker, BreakerOpen, Guard, Outcome, State
 from common.settings import Resilience, SettingsError, load_settings
 from common.telemetry import Telemetry
 from common.testing import silent_telemetry
+from tests.common.logs import capture_logs
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from structlog.testing import capture_logs
 
 from common.clock import SystemClock
 from common.errors import (
@@ -34,6 +33,7 @@ from mindweave.team.v1.team_pb2 import (
     ResolveAccessResponse,
 )
 from mindweave.team.v1.team_pb2_grpc import TeamServiceStub
+from tests.common.logs import capture_logs
 from tests.common.serving import ACCOUNT, AUTH, TEAM, Fleet, as_call, fleet, on_behalf_of
 
 pytestmark = pytest.mark.rpc

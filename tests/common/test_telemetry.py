@@ -9,7 +9,6 @@ from uuid import UUID, uuid4
 
 import jwt
 import pytest
-import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from prometheus_client import CollectorRegistry
@@ -51,7 +50,6 @@ def logged() -> Iterator[Logged]:
     configure_logs("info", stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def events(platform: Platform, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fleet.cli", "events", *arguments]
+    command = [sys.executable, "-m", "fleet", "events", *arguments]
     command += ["--data", str(platform.data)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 

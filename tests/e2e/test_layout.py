@@ -38,7 +38,7 @@ def user(platform: Platform) -> User:
 
 
 def mindweave(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fleet.cli", *arguments]
+    command = [sys.executable, "-m", "fleet", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 

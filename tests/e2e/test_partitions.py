@@ -36,7 +36,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 async def changing(platform: Platform, count: int):
     """The command as a process; it is killed where it still runs at the end."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fleet.cli", "partitions", str(count)),
+        *(sys.executable, "-m", "fleet", "partitions", str(count)),
         *("--data", str(platform.data)),
         stdout=PIPE,
     )

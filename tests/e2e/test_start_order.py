@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Iterator[DataFolder]:
 def started(name: str, environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """A named process, as run.json would tell of it; ends in order."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "fleet.cli", name], env={**os.environ, **environment}
+        [sys.executable, "-m", "fleet", name], env={**os.environ, **environment}
     )
     try:
         yield {"name": name, "metrics": environment["MINDWEAVE_METRICS_LISTEN"]}
@@ -67,7 +67,7 @@ def test_a_service_that_is_first_waits_for_database_broker_and_auth_one_after_th
         running.callback(postgres.stop)
         until(lambda: waits("waits for the event broker of team", team))
         migrated = subprocess.run(
-            [sys.executable, "-m", "fleet.cli", "migrate"],
+            [sys.executable, "-m", "fleet", "migrate"],
             env={**os.environ, **common},
             check=False,
         )

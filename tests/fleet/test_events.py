@@ -11,7 +11,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-import structlog
 from typer.testing import CliRunner, Result
 
 from common.events.bus import Bus, DeadLetter, Outgoing, Record
@@ -43,7 +42,6 @@ def _own_logs() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
 
 
 def events(*arguments: str, broker: Broker | None = None, at: str = "") -> Result:

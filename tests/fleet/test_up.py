@@ -13,7 +13,6 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from common.rpc.contract import operations
 from common.settings import load_settings
@@ -24,6 +23,7 @@ from fleet.layout.processes import placed, scaled
 from fleet.layout.supervisor import Remote
 from fleet.layout.up import ENVOY, Up
 from fleet.surroundings import Surroundings
+from tests.common.logs import capture_logs
 from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.unit

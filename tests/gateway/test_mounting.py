@@ -11,7 +11,6 @@ import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from structlog.testing import capture_logs
 
 from common.errors import Invalid
 from common.http.app import RestApp, answer
@@ -20,6 +19,7 @@ from common.http.problems import problem
 from common.identity.api_keys import new_secret
 from common.identity.call import Call, current_call, current_call_or_none
 from common.testing import a_project_key
+from tests.common.logs import capture_logs
 from tests.gateway.conftest import Platform, running
 
 pytestmark = pytest.mark.rpc
@@ -102,7 +102,7 @@ async def test_an_error_that_nobody_expected_is_logged_and_told_by_its_id_alone(
         assert failed.status_code == 500
         assert "secret" not in failed.text
         assert failed.json()["correlation_id"] == failed.headers["x-correlation-id"]
-        assert [log["event"] for log in logs if log["log_level"] == "error"] == ["request failed"]
+        assert [log["event"] for log in logs if log["level"] == "error"] == ["request failed"]
 
 
 async def test_an_answer_that_breaks_half_way_cuts_the_connection() -> None:
@@ -152,7 +152,7 @@ async def test_a_client_that_leaves_while_it_sends_is_no_error() -> None:
         with capture_logs() as logs:
             writer.close()
             await asyncio.wait_for(left.wait(), 10)
-        assert not [log for log in logs if log["log_level"] == "error"]
+        assert not [log for log in logs if log["level"] == "error"]
         assert (await platform.http.get("/health/live")).status_code == 200
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from common.events.bus import Bus
-from common.events.redis_streams import RedisStreamsBus
 from common.settings import Settings
 from common.telemetry import Telemetry
 
@@ -14,11 +13,13 @@ def bus_for(settings: Settings, *, telemetry: Telemetry) -> Bus:
     Raises:
         SettingsError: they name none.
     """
+    # Each driver's client is slow to import, and only one is needed.
     if settings.kafka_brokers is None:
+        from common.events.redis_streams import RedisStreamsBus
+
         return RedisStreamsBus(
             settings.broker_url(), telemetry=telemetry, max_records=settings.stream_max_records
         )
-    # Slow to import, and needed only here.
     from common.events.kafka import Access, KafkaBus
 
     ca_file = settings.kafka_ca_file

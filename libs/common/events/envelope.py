@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
-import protovalidate
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 
@@ -156,6 +155,9 @@ def message_of(envelope: Envelope) -> Message:
 
 
 def _check(message: Message) -> None:
+    # Slow to import, and who only carries columns of usage has no message to check.
+    import protovalidate
+
     try:
         protovalidate.validate(message)
     except protovalidate.ValidationError as error:

@@ -6,7 +6,7 @@ from common.telemetry.correlation import (
     bind_correlation_id,
     correlation_id,
 )
-from common.telemetry.logs import configure_logs
+from common.telemetry.logs import Log, configure_logs
 from common.telemetry.metrics import Family, Metrics
 from common.telemetry.telemetry import Telemetry
 from common.telemetry.tracing import SpanKind, Tracing, extract, inject
@@ -14,6 +14,7 @@ from common.telemetry.tracing import SpanKind, Tracing, extract, inject
 __all__ = [
     "CORRELATION_HEADER",
     "Family",
+    "Log",
     "Metrics",
     "SpanKind",
     "Telemetry",

@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any, TextIO
-
-import structlog
-from structlog.typing import Processor
 
 from common.telemetry.correlation import correlation_id
 from common.telemetry.masking import masked_field
 from common.telemetry.tracing import trace_ids
 
-_OWN_FIELDS = ("timestamp", "level", "service", "correlation_id", "trace_id", "span_id")
+# Every log of ours is a child of it.
+LOGGER = "mindweave"
+_FIELDS = "mindweave_fields"
+
+
+class Log:
+    """The log of one service, which each line names: ``log.info("ready", services=[...])``.
+
+    The field ``exc_info``, an exception, becomes its traceback.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._logger = logging.getLogger(f"{LOGGER}.{service}")
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self._tell(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._tell(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._tell(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self._tell(logging.ERROR, event, fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """An error with the traceback of the exception that is handled just now."""
+        self._tell(logging.ERROR, event, {"exc_info": True, **fields})
+
+    def _tell(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        raised = fields.pop("exc_info", None)
+        said = {"service": self._service, **fields}
+        self._logger.log(level, event, exc_info=raised, extra={_FIELDS: said})
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What a line of ours was given beside its event; of a library's line, the logger's name."""
+    found: dict[str, Any] = getattr(record, _FIELDS, {"logger": record.name})
+    return found
 
 
 def configure_logs(level: str, stream: TextIO | None = None) -> None:
@@ -25,52 +63,37 @@ def configure_logs(level: str, stream: TextIO | None = None) -> None:
         stream: standard error when absent.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
-    ours: list[Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
-        add_ids,
-        structlog.processors.format_exc_info,
-        mask_secrets,
-    ]
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *ours],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(sort_keys=False, ensure_ascii=False),
-            ],
-        )
-    )
+    handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
     # These two tell of each request what the metrics tell already.
     for chatty in ("uvicorn.access", "httpx"):
         logging.getLogger(chatty).setLevel(max(number, logging.WARNING))
-    structlog.configure(
-        processors=[*ours, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
 
 
-def add_ids(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the ids of the request and of the trace at hand."""
-    correlation = correlation_id()
-    if correlation:
-        event["correlation_id"] = correlation
-    ids = trace_ids()
-    if ids is not None:
-        event["trace_id"], event["span_id"] = ids
-    return event
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON, without any secret, by its field's name or by how it looks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {**fields_of(record), "event": record.getMessage()}
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        line = {
+            **{name: masked_field(name, value) for name, value in said.items()},
+            "level": record.levelname.lower(),
+            "timestamp": f"{datetime.fromtimestamp(record.created, UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
+            **_ids(),
+        }
+        return json.dumps(line, ensure_ascii=False)
 
 
-def mask_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace every secret, by its field's name or by how it looks."""
-    for name, value in event.items():
-        if name not in _OWN_FIELDS and not name.startswith("_"):
-            event[name] = masked_field(name, value)
-    return event
+def _ids() -> dict[str, str]:
+    """The ids of the request and of the trace at hand."""
+    found = {}
+    if correlation := correlation_id():
+        found["correlation_id"] = correlation
+    if (ids := trace_ids()) is not None:
+        found["trace_id"], found["span_id"] = ids
+    return found

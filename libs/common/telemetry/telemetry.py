@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-import structlog
 from opentelemetry.context import attach, detach
 from opentelemetry.trace import (
     INVALID_SPAN,
@@ -17,13 +16,13 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 from prometheus_client import Counter, Gauge, Histogram
-from structlog.typing import FilteringBoundLogger
 
 from common.telemetry.correlation import (
     CORRELATION_HEADER,
     accepted_correlation_id,
     bind_correlation_id,
 )
+from common.telemetry.logs import Log
 from common.telemetry.metrics import LATENCY_SECONDS, Family, Metrics
 from common.telemetry.tracing import Tracing, carry, extract, let_go
 
@@ -42,7 +41,7 @@ class Telemetry:
         self.metrics = metrics
         self.tracing = tracing
         self._tracer = tracing.tracer(service)
-        self.log: FilteringBoundLogger = structlog.get_logger(service=service)
+        self.log = Log(service)
 
     def counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Family[Counter]:
         """A count of what happened in this service; its name ends in ``_total``."""

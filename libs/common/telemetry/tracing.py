@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -22,6 +19,7 @@ from common.telemetry.correlation import CORRELATION_HEADER, correlation_id
 
 if TYPE_CHECKING:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 __all__ = ["SpanKind", "Tracing", "carry", "extract", "inject", "let_go", "trace_ids"]
 
@@ -55,6 +53,7 @@ class Tracing:
         if endpoint is not None:
             # Slow to import, and needed only here.
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
             self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
             self._processor = BatchSpanProcessor(self._exporter)
@@ -63,6 +62,9 @@ class Tracing:
         """The tracer of one service, which its spans name; None where nothing is recorded."""
         if self._processor is None:
             return None
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+
         resource = Resource.create(
             {
                 "service.name": service,

@@ -15,11 +15,10 @@ from typing import Any
 from xmlrpc.client import Fault
 
 import httpx
-import structlog
 
 from common.rpc.contract import operations
 from common.settings import PREFIX, parse_address
-from common.telemetry import configure_logs
+from common.telemetry import Log, configure_logs
 from fleet.embedded.daemon import DidNotStart, server_environment
 from fleet.environment import variables_of, without_settings
 from fleet.layout import envoy
@@ -89,7 +88,7 @@ class Up:
             made.mkdir(mode=0o700, exist_ok=True)
         self._place = Place(folder, logs, port, found.folder.password("supervisor"))
         self._supervisor = Supervisor(self._place, folder / "supervisord.conf")
-        self._log = structlog.get_logger(service="fleet")
+        self._log = Log("fleet")
         self._seen: dict[str, tuple[int, str]] = {}
         self._complete = False
 
@@ -132,7 +131,7 @@ class Up:
         return Program(
             process.name,
             SERVICES if process.http is None else EDGE,
-            [sys.executable, "-m", "fleet.cli", process.argument],
+            [sys.executable, "-m", "fleet", process.argument],
             self._environment(process),
         )
 

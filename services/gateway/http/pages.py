@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,13 +13,15 @@ from services.gateway.http.openapi import document, rendered
 
 
 def pages() -> dict[str, Handler]:
-    """``/openapi.json`` and ``/docs``, made once."""
-    described, shown, policy = rendered(), render(document()), content_security_policy()
+    """``/openapi.json`` and ``/docs``, made once, when somebody first asks for them."""
+    described, policy = cache(rendered), content_security_policy()
+    shown = cache(lambda: render(document()))
 
     async def openapi(_: Request) -> Response:
-        return Response(described, media_type="application/json")
+        return Response(described(), media_type="application/json")
 
     async def docs(_: Request) -> Response:
-        return Response(shown, headers={"Content-Security-Policy": policy}, media_type="text/html")
+        headers = {"Content-Security-Policy": policy}
+        return Response(shown(), headers=headers, media_type="text/html")
 
     return {"/openapi.json": openapi, "/docs": docs}

@@ -93,6 +93,9 @@ class WindowsRelay:
         self._layouts = layouts
         self._sources: tuple[int, int] | None = None
         self._cadence = cadence
+        # A little less, so that a step that comes a moment early does not skip its turn.
+        self._every = timedelta(seconds=cadence) * 0.9
+        self._told: datetime | None = None
         self._backoff = backoff or Backoff(limit=5.0)
         self._sent = telemetry.counter(
             "mindweave_window_deltas_sent_total", "Deltas of windows sent on."
@@ -137,8 +140,12 @@ class WindowsRelay:
             await self._send_deltas(part)
         if self._sources is None:
             await self._learn_sources()
+        now = self._clock.now()
+        if self._told is not None and timedelta(0) <= now - self._told < self._every:
+            return
         if watermarks and not self._ending.is_set():
             await self._send_watermarks(watermarks)
+            self._told = now
 
     async def _run(self) -> None:
         failures = 0

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from time import monotonic
 from uuid import uuid4
 
+from redis.exceptions import RedisError
+
 from common.events.bus import (
     Backoff,
     BusFull,
@@ -91,7 +93,10 @@ class RedisStreamsBus:
         await self.broker.close()
 
     async def ping(self) -> None:
-        await self.broker.command("PING")
+        try:
+            await self.broker.command("PING")
+        except RedisError as error:
+            raise BusUnavailable(str(error)) from error
 
     async def declare(self, topic: str, partitions: int, groups: Sequence[str] = ()) -> None:
         keys = [topic_key(topic), *(groups_key(topic, p) for p in range(partitions))]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError, Message
-from protovalidate import Validator, Violation
 
 from common.errors import FieldError, Invalid
 from common.rpc.contract import Operation
 from common.rpc.exchange import Check, Exchange
+
+if TYPE_CHECKING:
+    from protovalidate import Validator, Violation
 
 
 class Validation:
