@@ -122,7 +122,7 @@ def reprice(
     """
     if since >= until or since.year < 1970 or until.year >= 9000:
         raise typer.BadParameter("must be after --from, both in the years 1970 to 8999")
-    with _told_in_a_line():
+    with told_in_a_line():
         from fleet.repricing import reprice as price_anew
 
         begin, end = since.replace(tzinfo=UTC), until.replace(tzinfo=UTC)
