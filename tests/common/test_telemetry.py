@@ -90,6 +90,13 @@ def test_logs_of_libraries_are_json_too_and_what_is_below_the_level_is_left_out(
     assert line["logger"] == "asyncpg"
 
 
+def test_what_a_module_gives_beside_its_line_is_in_it(logged: Logged) -> None:
+    logging.getLogger("common.events").error("stopped", extra={"alert": True, "token": "mwu_1234"})
+    (line,) = logged()
+    assert (line["event"], line["logger"], line["alert"]) == ("stopped", "common.events", True)
+    assert line["token"] == "***"
+
+
 def test_an_exception_is_logged_with_its_traceback_on_one_line(logged: Logged) -> None:
     try:
         raise NotFound("no such row")

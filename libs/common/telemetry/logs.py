@@ -15,6 +15,8 @@ from common.telemetry.tracing import trace_ids
 # Every log of ours is a child of it.
 LOGGER = "mindweave"
 _FIELDS = "mindweave_fields"
+# What every record has; the rest was given as ``extra``.
+_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class Log:
@@ -50,9 +52,12 @@ class Log:
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What a line of ours was given beside its event; of a library's line, the logger's name."""
-    found: dict[str, Any] = getattr(record, _FIELDS, {"logger": record.name})
-    return found
+    """What a line was given beside its event; without a service of its own, the logger's name."""
+    found: dict[str, Any] | None = getattr(record, _FIELDS, None)
+    if found is not None:
+        return found
+    given = {name: value for name, value in vars(record).items() if name not in _USUAL}
+    return {"logger": record.name, **given}
 
 
 def configure_logs(level: str, stream: TextIO | None = None) -> None:
