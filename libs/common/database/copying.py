@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -25,6 +24,7 @@ _HEADER = 19
 # Bytes that are handed on at once, and seconds that all of them may take.
 _BATCH = 4 * 1024 * 1024
 _SECONDS = 600.0
+_PIECE = 128 * 1024
 
 
 class CopyRows:
@@ -152,7 +152,7 @@ async def copy_rows(
 ) -> None:
     """COPY what ``CopyRows.finish`` gave into the columns of a table, in their order."""
     await connection.copy_to_table(
-        table, source=io.BytesIO(stream), columns=list(columns), format="binary"
+        table, source=_pieces(stream), columns=list(columns), format="binary"
     )
 
 
@@ -195,6 +195,12 @@ async def read_rows(
         query, *arguments, output=gather, format="binary", timeout=_SECONDS
     )
     await hand_on()
+
+
+async def _pieces(stream: bytes) -> AsyncIterator[bytes]:
+    """In pieces of which the socket takes one at once; a file would be read by another thread."""
+    for start in range(0, len(stream), _PIECE):
+        yield stream[start : start + _PIECE]
 
 
 def _fields(values: Sequence[bytes | None]) -> list[bytes]:
