@@ -225,6 +225,24 @@ def test_money_is_a_string_of_nine_decimals() -> None:
     assert totals["events"] == {"type": "integer", "format": "int64"}
 
 
+def test_an_object_that_an_answer_may_lack_may_be_null_and_no_other_one() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    prices = schemas["usage_tracker.Price"]["properties"]
+    assert {"type": "null"} in prices["unit_prices"]["anyOf"]
+    assert "$ref" in schemas["analytics.GetUsageResponse"]["properties"]["totals"]
+    assert prices["effective_from"]["type"] == "string"
+    assert prices["effective_until"]["type"] == ["string", "null"]
+
+
+def test_what_takes_a_query_tells_that_it_may_be_too_long() -> None:
+    told = {
+        ("414" in entry["responses"], any(p.get("in") == "query" for p in entry["parameters"]))
+        for _, _, entry in entries()
+        if "parameters" in entry
+    }
+    assert told == {(True, True), (False, False)}
+
+
 def test_events_are_described_as_they_are_taken() -> None:
     events = DOCUMENT["paths"]["/v1/events"]["post"]
     batch = events["requestBody"]["content"]["application/json"]["schema"]

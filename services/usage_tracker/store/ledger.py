@@ -27,7 +27,7 @@ from services.usage_tracker.domain.pricing import DAY_US
 from services.usage_tracker.domain.settling import First, Identity, Settled
 from services.usage_tracker.domain.windows import SUMS, Deltas
 from services.usage_tracker.store.prices import PriceStore, catch_up_unpriced, note_unpriced
-from services.usage_tracker.store.repricing import ADJUSTMENTS
+from services.usage_tracker.store.repricing import ADJUSTMENTS, drop_finished
 from services.usage_tracker.store.rows import (
     DELTA_COLUMNS,
     EVENT_COLUMNS,
@@ -271,7 +271,7 @@ class UsageStore:
         if wanted <= self._ready_days:
             return
         async with self._db.session() as connection:
-            for table in (EVENTS, IDS):
+            for table in (EVENTS, IDS, ADJUSTMENTS):
                 await ensure_partitions(connection, table, wanted)
         self._ready_days = wanted
 
@@ -280,6 +280,7 @@ class UsageStore:
         async with self._db.session() as connection:
             dropped = await drop_partitions(connection, EVENTS, events_before)
             dropped += await drop_partitions(connection, ADJUSTMENTS, events_before)
+            await drop_finished(connection, events_before)
             return dropped + await drop_partitions(connection, IDS, ids_before)
 
     async def note_deleted(self, change: Change, org_id: UUID, at: datetime) -> None:

@@ -304,6 +304,16 @@ class RepricingStore:
         )
 
 
+async def drop_finished(connection: Connection, before: date) -> None:
+    """Remove the orders finished before a day.
+
+    Where raw events received before it are gone, so is every adjustment that names these.
+    """
+    await connection.execute(
+        "DELETE FROM repricings WHERE finished_at < $1::date::timestamp AT TIME ZONE 'UTC'", before
+    )
+
+
 async def forget_orders(connection: Connection) -> None:
     """Forget how far the orders are in the blocks of tables; they begin anew."""
     await connection.execute("DELETE FROM walks WHERE starts_with(name, $1)", _WALK)
