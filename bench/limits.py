@@ -35,7 +35,7 @@ from common.settings import Settings, load_settings
 from common.testing import sealer_of, silent_telemetry
 from fleet.embedded import Kafka, Postgres, Valkey
 from fleet.embedded.daemon import Daemon
-from services.analytics.domain import Windows
+from services.analytics.domain.windows import Windows
 from services.analytics.store import RollupStore
 from services.usage_tracker.domain.records import EVENTS_TOPIC, windows_data
 from services.usage_tracker.domain.settling import Settled
@@ -170,7 +170,7 @@ def _first(number: int, settled: Settled) -> int:
 def _windows(number: int, settled: Settled) -> Windows:
     deltas = settled.deltas
     first = _first(number, settled) + 1
-    columns = deltas.columns(first, np.arange(len(deltas)))
+    columns = deltas.packed(first, np.arange(len(deltas)))
     return msgspec.msgpack.decode(
         msgspec.msgpack.encode(windows_data(0, columns, {})), type=Windows
     )

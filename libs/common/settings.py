@@ -131,6 +131,8 @@ class Settings(BaseSettings):
     clock_skew_ms: int = Field(default=200, ge=0)
 
     pool_size: int = Field(default=4, ge=2)
+    # Of the embedded PostgreSQL: what it keeps of its tables in memory of its own.
+    embedded_buffers_mb: int = Field(default=24, ge=1, le=65_536)
     access_token_ttl: int = Field(default=600, ge=30, le=900)
     refresh_token_ttl: int = Field(default=30 * 86400, ge=600)
     limits: Limits = Limits()

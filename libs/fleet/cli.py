@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -31,6 +32,7 @@ DEFAULT_DATA = Path(".data")
 DEFAULT_LISTEN = "127.0.0.1:8080"
 NOTHING: list[str] = []
 ISO = "%Y-%m-%dT%H:%M:%S"
+TIMES = [ISO, "%Y-%m-%d"]
 
 
 class Broker(StrEnum):
@@ -103,6 +105,28 @@ def partitions(
         from fleet.partitions import change_partitions
 
         change_partitions(count, data, lambda line: print(line, flush=True))
+
+
+@app.command()
+def reprice(
+    org: Annotated[UUID, typer.Option(help="The organization's id.")],
+    since: Annotated[
+        datetime, typer.Option("--from", help="Included, by the events' times.", formats=TIMES)
+    ],
+    until: Annotated[datetime, typer.Option("--to", help="Excluded (UTC).", formats=TIMES)],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Price a period of an organization anew; differences are added, nothing is overwritten.
+
+    The workers do it, within raw retention; it may be ended, and they go on.
+    """
+    if since >= until or since.year < 1970 or until.year >= 9000:
+        raise typer.BadParameter("must be after --from, both in the years 1970 to 8999")
+    with told_in_a_line():
+        from fleet.repricing import reprice as price_anew
+
+        begin, end = since.replace(tzinfo=UTC), until.replace(tzinfo=UTC)
+        price_anew(org, begin, end, data, lambda line: print(line, flush=True))
 
 
 @app.command()

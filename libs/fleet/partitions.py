@@ -43,7 +43,7 @@ def change_partitions(wanted: int, data: Path, tell: Callable[[str], None]) -> N
         SettingsError: a setting is wrong.
     """
     configure_logs("warning")
-    asyncio.run(_change(wanted, _settings(data), tell))
+    asyncio.run(_change(wanted, ledger_settings(data), tell))
 
 
 async def _change(wanted: int, settings: Settings, tell: Callable[[str], None]) -> None:
@@ -68,7 +68,13 @@ async def _change(wanted: int, settings: Settings, tell: Callable[[str], None]) 
         await Repartition(LayoutStore(db), takers, bus, clock, skew=skew, tell=tell).run(wanted)
 
 
-def _settings(data: Path) -> Settings:
+def ledger_settings(data: Path) -> Settings:
+    """Settings that name the ledger's database and broker: as given, or of a running platform.
+
+    Raises:
+        NotRunning: they are not named, and no platform runs in the folder.
+        SettingsError: a setting is wrong.
+    """
     run = read_run(data) or {}
     given: dict[str, Any] = {}
     if not secret_is_set():

@@ -126,7 +126,7 @@ def _configure(folder: DataFolder, broker: str | None, **given: Any) -> Surround
         owner.name in settings.database_urls for owner in owners()
     ):
         folder.keep_to(chosen)
-        servers.append(folder.postgres())
+        servers.append(folder.postgres(settings.embedded_buffers_mb))
     if settings.redis_url is None and chosen == REDIS_STREAMS:
         servers.append(folder.broker())
     if settings.kafka_brokers is None and chosen == KAFKA:

@@ -13,14 +13,8 @@ from redis.exceptions import RedisError
 
 from common.errors import FieldError, Invalid, NotFound, PermissionDenied
 from common.paging import decode_token, encode_token, page_size
-from services.analytics.domain import (
-    PERIODS,
-    Granularity,
-    check_buckets,
-    partition_of,
-    pieces,
-    widen,
-)
+from services.analytics.domain.ranges import PERIODS, Granularity, check_buckets, pieces, widen
+from services.analytics.domain.windows import partition_of
 from services.analytics.store import Query, Row
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from uuid import UUID
 from common.events.envelope import EventRefused, unpack
 from common.events.ledger import RecordRefused
 from mindweave.account.v1 import events_pb2 as account
-from services.analytics.domain import Windows, partition_of
+from services.analytics.domain.windows import Windows, partition_of
 
 if TYPE_CHECKING:
     import asyncpg

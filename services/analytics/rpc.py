@@ -14,7 +14,7 @@ from common.rpc.fields import moment, timestamp
 from mindweave.analytics.v1 import analytics_pb2 as pb
 from mindweave.analytics.v1 import analytics_pb2_grpc as pb_grpc
 from services.analytics.actions import Asked, Dashboard, Reports
-from services.analytics.domain import DIMENSIONS, exact, quantile_ms, usd
+from services.analytics.domain.measures import DIMENSIONS, exact, quantile_ms, usd
 
 if TYPE_CHECKING:
     from services.analytics.store import Row

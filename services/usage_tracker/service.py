@@ -13,7 +13,9 @@ from mindweave.project.v1.project_pb2_grpc import ProjectServiceStub
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.actions.ingest import Ingest
 from services.usage_tracker.actions.layout import Layouts, publishers
+from services.usage_tracker.actions.prices import CurrentPrices, PriceActions
 from services.usage_tracker.actions.projects import Projects
+from services.usage_tracker.actions.repricing import Repricing
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting, eviction
 from services.usage_tracker.consumer.recent import RecentDeltas
@@ -21,10 +23,12 @@ from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import EVENTS_TOPIC
 from services.usage_tracker.http import UsageRoutes
-from services.usage_tracker.store import LayoutStore, UsageStore
+from services.usage_tracker.rpc import PriceServicer
+from services.usage_tracker.store import LayoutStore, RepricingStore, UsageStore
 
 NAME = "usage_tracker"
 _PLATFORM_EVENTS = "platform.events"
+_PRICES = "mindweave.usage_tracker.v1.PriceService"
 
 
 async def build(runtime: Runtime) -> Parts:
@@ -46,7 +50,9 @@ async def build(runtime: Runtime) -> Parts:
         raw_retention=raw,
     )
     recent = RecentDeltas()
-    accounting = Accounting(store, PriceBook.bundled(), ids)
+    prices = CurrentPrices(PriceBook.bundled(), db)
+    repricing = Repricing(RepricingStore(db), store, prices, layouts)
+    accounting = Accounting(store, prices, ids)
     counting = EventsConsumer(accounting, db, telemetry, recent, layouts)
     worker = PartitionConsumer(
         bus=runtime.bus,
@@ -59,6 +65,7 @@ async def build(runtime: Runtime) -> Parts:
         on_take=counting.take,
         clock=clock,
         partitions=settings.partitions,
+        chores=repricing,
     )
     relay = WindowsRelay(
         bus=runtime.bus,
@@ -73,6 +80,7 @@ async def build(runtime: Runtime) -> Parts:
     )
     forgetting = Forgetting(store, clock, layouts=layouts, raw=raw, ids=ids)
     return Parts(
+        servicers=[(_PRICES, PriceServicer(PriceActions(db, clock)))],
         app=UsageRoutes(ingest, runtime.bus, telemetry, store.repeats).app(),
         serving=[
             layouts,
@@ -82,6 +90,7 @@ async def build(runtime: Runtime) -> Parts:
             worker,
             relay,
             forgetting.periodic(),
+            repricing.periodic(),
             EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),
         ],
     )

@@ -57,7 +57,7 @@ class Moves:
     async def gather(self, part: int) -> int:
         self.gathered.append(part)
         assert self.consumer is not None
-        await self.consumer.appended(part, Appended(1, {}))
+        await self.consumer.appended(part, Appended(1, ()))
         return 1
 
     async def roll_up(self, part: int, before: datetime) -> int:

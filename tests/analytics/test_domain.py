@@ -12,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Invalid
-from services.analytics.domain import (
-    GAMMA,
-    TABLES,
-    check_buckets,
-    pieces,
-    quantile_ms,
-    usd,
-    widen,
-)
+from services.analytics.domain.measures import GAMMA, quantile_ms, usd
+from services.analytics.domain.ranges import TABLES, check_buckets, pieces, widen
 
 pytestmark = pytest.mark.unit
 

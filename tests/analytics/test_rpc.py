@@ -17,9 +17,11 @@ from common.rpc.fields import timestamp
 from common.testing import FakeAccess, Served, a_project_key, a_user, a_user_key, serve
 from mindweave.analytics.v1 import analytics_pb2 as pb
 from services.analytics.actions import Reports
-from services.analytics.domain import DIMENSIONS, SUMS, Columns, Windows, partition_of
+from services.analytics.domain.measures import DIMENSIONS, SUMS
+from services.analytics.domain.windows import Columns, Windows, partition_of
 from services.analytics.rpc import AnalyticsServicer
 from services.analytics.store import RollupStore
+from tests.analytics.deltas import windows_of
 
 pytestmark = pytest.mark.rpc
 
@@ -38,8 +40,7 @@ def windows(org: UUID, **values: object) -> Windows:
     row |= dict.fromkeys(DIMENSIONS)
     row |= {"seq": next(SEQ), "org_id": org.bytes, "minute": int(at.timestamp()) // 60}
     row |= {"events": 1, "latency_bins": [], "latency_counts": [], "reason": None, **values}
-    columns = Columns(**{name: [value] for name, value in row.items()})
-    return Windows({}, 0, row["seq"], row["seq"], columns)
+    return windows_of([row])
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -53,6 +53,7 @@ DIMENSIONS = (
     "tool",
 )
 Key = tuple[str | None, ...]
+CostOf = Callable[[Mapping[str, Any]], list[Decimal] | None]
 
 
 @dataclass(slots=True)
@@ -108,14 +109,18 @@ def cost_of(event: Mapping[str, Any], prices: Mapping[str, Any] = PRICES) -> lis
 
 
 class Oracle:
-    """The books of one organization, kept from acknowledged events alone."""
+    """The books of one organization, kept from acknowledged events alone.
 
-    def __init__(
-        self, org_id: str, api_key_id: str | None, prices: Mapping[str, Any] = PRICES
-    ) -> None:
+    Args:
+        org_id: the organization.
+        api_key_id: that the events are sent with.
+        cost: of an event, as ``cost_of`` tells it.
+    """
+
+    def __init__(self, org_id: str, api_key_id: str | None, cost: CostOf = cost_of) -> None:
         self._org = UUID(org_id)
         self._key = api_key_id
-        self._prices = prices
+        self._cost = cost
         self.events: dict[str, Mapping[str, Any]] = {}
         self.conflicts = 0
 
@@ -170,7 +175,7 @@ class Oracle:
             group.latencies.append(Decimal(str(event["latency_ms"])))
         if "model" not in event:
             return
-        costs = cost_of(event, self._prices)
+        costs = self._cost(event)
         if costs is None:
             group.unpriced_events += 1
             return

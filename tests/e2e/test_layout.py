@@ -136,6 +136,32 @@ def test_without_a_gateway_the_answer_is_a_problem_that_says_when_to_come_again(
     until(lambda: httpx.get(f"{platform.address}/health/ready").status_code == 200)
 
 
+def test_prices_are_the_gateways_and_events_are_ingests_under_their_own_path_alone(
+    platform: Platform, user: User
+) -> None:
+    def asked(method: str, path: str) -> tuple[int, str]:
+        answer = user.client.request(method, path, json={})
+        assert answer.headers["content-type"] == "application/problem+json", answer.text
+        return answer.status_code, answer.json()["code"]
+
+    others = ("/v1/events/", "/v1/%65vents", "/v1//events", "/V1/EVENTS", "/v1/prices/")
+    unknown = {(method, path) for method in ("GET", "POST") for path in others}
+    assert {asked(*one) for one in unknown} == {(404, "route_not_found")}
+    for path in ("/v1/prices", "/v1/unpriced", "/v1/reconciliation"):
+        assert asked("GET", path) == (422, "invalid_value")
+        assert asked("DELETE", path) == (405, "method_not_allowed")
+
+    platform.hold("gateway-1")
+    without = [asked("GET", path) for path in ("/v1/prices", "/v1/reconciliation", "/v1/events/")]
+    events = asked("GET", "/v1/events")
+    platform.release("gateway-1")
+    platform.wait_until("gateway-1")
+
+    assert set(without) == {(503, "unavailable")}
+    assert events == (405, "method_not_allowed")
+    until(lambda: httpx.get(f"{platform.address}/health/ready").status_code == 200)
+
+
 def test_a_head_that_is_too_large_is_a_problem_as_in_one_process(platform: Platform) -> None:
     answer = httpx.get(f"{platform.address}/orgs", headers={"X-Much": "a" * 40_000})
 

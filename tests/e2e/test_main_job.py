@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ import pytest
 from fleet.replay import Outcome, Sender, client, wait_until_fresh
 from fleet.workload import Event, Workload, read_trace
 from tests.e2e.comparison import GROUPINGS, differences
-from tests.e2e.oracle import PRICES, Oracle
+from tests.e2e.oracle import PRICES, Oracle, cost_of
 from tests.e2e.tenant import Tenant, tenant
 
 pytestmark = pytest.mark.e2e
@@ -98,7 +99,8 @@ def test_the_comparison_notices_one_lost_event(replayed: Replayed):
 def test_the_comparison_notices_one_changed_price(replayed: Replayed):
     # A tenth of a cent per million input tokens on one model.
     changed = {**PRICES, "gpt-5-mini": ("0.251", *PRICES["gpt-5-mini"][1:])}
-    books = Oracle(replayed.tenant.org_id, replayed.tenant.key["id"], changed)
+    cost = partial(cost_of, prices=changed)
+    books = Oracle(replayed.tenant.org_id, replayed.tenant.key["id"], cost)
     books.events = replayed.oracle.events
     assert differences(replayed.tenant.client, replayed.tenant.org_id, books, GROUPINGS[:1])
 

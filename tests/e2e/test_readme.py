@@ -16,9 +16,9 @@ BASH = shutil.which("bash") or "bash"
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_first_event_of_the_readme_is_accepted_and_costs_what_it_says(address):
-    (block,) = re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
-    script = block.replace("A=http://127.0.0.1:8080", f"A={address}")
+def test_the_first_event_of_the_readme_costs_what_it_says_and_its_prices_are_taken(address):
+    blocks = re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    script = "\n".join(blocks).replace("A=http://127.0.0.1:8080", f"A={address}")
     assert address in script
     done = subprocess.run(
         [BASH, "-euo", "pipefail", "-c", script],
@@ -28,12 +28,13 @@ def test_the_first_event_of_the_readme_is_accepted_and_costs_what_it_says(addres
         check=False,
     )
     assert done.returncode == 0, done.stderr + done.stdout
-    user, accepted, costs = json_values(done.stdout)
+    user, accepted, costs, own, less, unpriced = json_values(done.stdout)
     assert user["email_verified"] is False
     assert (accepted["accepted"], accepted["rejected"]) == (1, [])
     (row,) = costs["rows"]
     shown = re.findall(r'"((?:input|output|cost)_usd)": "([\d.]+)"', README.read_text())
     assert {name: row[name] for name, _ in shown} == dict(shown)
+    assert (own["model"], less["discount_bp"], unpriced["unpriced"]) == ("house-7b", 1000, [])
 
 
 def json_values(text: str) -> list[dict[str, object]]:

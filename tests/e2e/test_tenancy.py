@@ -283,8 +283,8 @@ def test_lists_show_a_stranger_nothing_of_it(address, victim, stranger):
 
 def is_list(name: str, entry: dict[str, Any]) -> bool:
     """Whether it answers with pages of what the caller has, wherever that is."""
-    parameters = {p.get("name") for p in entry["parameters"]}
-    return name.startswith("GET") and "{" not in name and "page_token" in parameters
+    required = {p.get("name"): p.get("required") for p in entry["parameters"]}
+    return name.startswith("GET") and "page_token" in required and not any(required.values())
 
 
 def test_events_for_a_foreign_project_are_named_and_not_counted(victim, stranger):

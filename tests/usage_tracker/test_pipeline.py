@@ -17,8 +17,9 @@ from common.events.envelope import unpack
 from common.events.redis_streams import RedisStreamsBus
 from common.testing import silent_telemetry
 from fleet.embedded import Valkey
-from services.analytics.domain import Windows
+from services.analytics.domain.windows import Windows
 from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
@@ -26,6 +27,7 @@ from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import events_partition, windows_partition
 from services.usage_tracker.store import UsageStore
+from tests.analytics.deltas import rows_of
 from tests.common.waiting import eventually
 from tests.usage_tracker.conftest import MakeArrived, MakeRecord, layouts_of
 from tests.usage_tracker.tracker import (
@@ -80,11 +82,10 @@ async def test_what_was_published_arrives_in_windows_before_the_watermark_that_c
     assert reader.events() == 400
     for part, windows in reader.seen:
         if windows.columns is not None:
-            numbers = windows.columns.seq
-            assert (windows.first, windows.last) == (numbers[0], numbers[-1])
-            assert numbers == sorted(numbers)
+            rows = rows_of(windows.columns)
+            assert rows == sorted(rows, key=lambda row: row["seq"])
             partitions = {
-                windows_partition(UUID(bytes=org), WINDOWS_PARTS) for org in windows.columns.org_id
+                windows_partition(UUID(bytes=row["org_id"]), WINDOWS_PARTS) for row in rows
             }
             assert partitions == {part}
 
@@ -206,7 +207,7 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
 ) -> None:
     store = UsageStore(db)
     counting = EventsConsumer(
-        Accounting(store, PriceBook.bundled(), timedelta(days=8)),
+        Accounting(store, CurrentPrices(PriceBook.bundled(), db), timedelta(days=8)),
         db,
         silent_telemetry(),
         RecentDeltas(),
@@ -237,7 +238,7 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
     await reader.read()
 
     assert reader.events() == 5
-    sent = [w.columns.seq for _, w in reader.seen if w.columns is not None]
+    sent = [w.columns.numbered.tolist() for _, w in reader.seen if w.columns is not None]
     assert sorted(n for numbers in sent for n in numbers) == sorted([1, 2, 3, 4, 5] * 2)
     assert {w.watermarks[0] for _, w in reader.seen if w.watermarks} == {microseconds(at - SKEW)}
 

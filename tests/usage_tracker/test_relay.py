@@ -9,20 +9,21 @@ from itertools import count
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-import numpy as np
 import pytest
 
 from common.clock import SystemClock
 from common.events.bus import Bus, Outgoing
 from common.events.envelope import unpack
 from common.testing import silent_telemetry
-from services.analytics.domain import Windows
+from services.analytics.domain.windows import Windows
 from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import windows_partition
 from services.usage_tracker.domain.settling import settle
+from services.usage_tracker.domain.windows import DIMENSIONS, SUMS
 from services.usage_tracker.store import UsageStore
+from tests.analytics.deltas import rows_of
 from tests.usage_tracker.conftest import MakeArrived, layouts_of
 from tests.usage_tracker.plain import batch_of
 
@@ -35,12 +36,15 @@ class Backlog:
     def __init__(self) -> None:
         self._numbers = count(1)
 
-    async def unsent(self, part: int, limit: int) -> dict[str, list[Any]] | None:
-        numbers = [next(self._numbers) for _ in range(limit)]
-        empty: dict[str, list[Any]] = {
-            name: [None] * limit for name in ("model", "provider", "reason")
+    async def unsent(self, part: int, limit: int) -> list[dict[str, Any]]:
+        row = {
+            **dict.fromkeys((*DIMENSIONS, "reason")),
+            **dict.fromkeys(("minute", *SUMS), 1),
+            "latency_bins": [],
+            "latency_counts": [],
+            "org_id": UUID(int=1).bytes,
         }
-        return {"seq": numbers, "org_id": [UUID(int=1).bytes] * limit, **empty}
+        return [row | {"seq": next(self._numbers)} for _ in range(limit)]
 
     async def sent_up_to(self, part: int) -> int:
         return 0
@@ -57,8 +61,8 @@ class Empty(Backlog):
     def __init__(self) -> None:
         self.last = 0
 
-    async def unsent(self, part: int, limit: int) -> None:
-        return None
+    async def unsent(self, part: int, limit: int) -> list[dict[str, Any]]:
+        return []
 
     async def sent(self, part: int, seq: int) -> None:
         self.last = seq
@@ -119,8 +123,9 @@ async def test_what_many_commits_left_goes_as_one_record_to_each_partition(
         batch = batch_of([arrived(org_id=org, event_id=uuid4().bytes) for org in orgs])
         deltas = settle(batch, {}, PriceBook.bundled(), 1).deltas
         recent.add(0, Numbered(number, deltas))
-        columns = deltas.columns(number, np.arange(len(deltas)))
-        expected += list(zip(columns["seq"], columns["org_id"], columns["cost_nano"], strict=True))
+        costs, org_ids = deltas.sums["cost_nano"], deltas.dimensions["org_id"]
+        for index, cost in enumerate(costs.tolist()):
+            expected.append((number + index, org_ids.at(index), cost))
         number += len(deltas)
     bus, store = Taking(), Empty()
 
@@ -131,10 +136,9 @@ async def test_what_many_commits_left_goes_as_one_record_to_each_partition(
     assert len(found) == len(places)
     told = []
     for windows in found:
-        columns = windows.columns
-        assert columns is not None
-        assert (windows.first, windows.last) == (columns.seq[0], columns.seq[-1])
-        assert columns.seq == sorted(columns.seq)
-        told += list(zip(columns.seq, columns.org_id, columns.cost_nano, strict=True))
+        assert windows.columns is not None
+        rows = rows_of(windows.columns)
+        assert rows == sorted(rows, key=lambda row: row["seq"])
+        told += [(row["seq"], row["org_id"], row["cost_nano"]) for row in rows]
     assert sorted(told) == expected
     assert store.last == number - 1

@@ -14,11 +14,13 @@ from common.testing import ManualClock, silent_telemetry
 from common.timeseries import partition_days
 from mindweave.account.v1.events_pb2 import OrgDeleted
 from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.store import UsageStore
+from services.usage_tracker.store.repricing import order
 from services.usage_tracker.store.walks import Walk
 from tests.usage_tracker.conftest import NOW, MakeArrived, MakeRecord, layouts_of
 from tests.usage_tracker.plain import Arrived
@@ -26,6 +28,10 @@ from tests.usage_tracker.plain import Arrived
 pytestmark = pytest.mark.store
 
 RAW, IDS = timedelta(days=7), timedelta(days=8)
+TABLES = (
+    *("events", "event_ids", "deltas", "parts", "relays", "deleted_orgs", "walks"),
+    "repricings",
+)
 Count = Callable[..., Awaitable[None]]
 
 
@@ -37,7 +43,7 @@ async def db(service_database: Callable[[str], Awaitable[Database]]) -> Database
 @pytest.fixture(autouse=True)
 async def _empty(db: Database) -> None:
     async with db.session() as connection:
-        for table in ("events", "event_ids", "deltas", "parts", "relays", "deleted_orgs", "walks"):
+        for table in TABLES:
             await connection.execute(f"DELETE FROM {table}")
 
 
@@ -50,7 +56,7 @@ def store(db: Database) -> UsageStore:
 def count(db: Database, store: UsageStore, record: MakeRecord) -> Count:
     """Counts events in part 0."""
     worker = EventsConsumer(
-        Accounting(store, PriceBook.bundled(), IDS),
+        Accounting(store, CurrentPrices(PriceBook.bundled(), db), IDS),
         db,
         silent_telemetry(),
         RecentDeltas(),
@@ -97,6 +103,34 @@ async def test_days_are_dropped_by_the_watermark_of_the_slowest_part_and_not_by_
     await forgetting.step()
     assert not await kept("event_ids")
     assert await counted(db) == 1
+
+
+async def test_an_order_to_reprice_goes_with_the_last_raw_events_it_may_have_been_about(
+    db: Database, store: UsageStore
+) -> None:
+    forgetting = Forgetting(store, db.clock, layouts=layouts_of(1), raw=RAW, ids=IDS)
+    finished = datetime(2024, 2, 1, 23, 59, 59, tzinfo=UTC)
+    async with db.session() as connection:
+        for at in (finished, finished + timedelta(seconds=1), None):
+            number = await order(
+                connection, UUID(int=1), model=None, unpriced_only=False, since=NOW, until=None
+            )
+            await connection.execute(
+                "UPDATE repricings SET finished_at = $2 WHERE id = $1", number, at
+            )
+            await connection.execute("INSERT INTO repricing_parts VALUES (0, $1, 1)", number)
+
+    async def kept() -> list[datetime | None]:
+        async with db.session() as connection:
+            parts = "SELECT finished_at FROM repricings JOIN repricing_parts ON job = id ORDER BY 1"
+            return [row["finished_at"] for row in await connection.fetch(parts)]
+
+    await store.note_watermarks({0: datetime(2024, 2, 9, 0, 4, 59, tzinfo=UTC)})
+    await forgetting.step()
+    assert len(await kept()) == 3
+    await store.note_watermarks({0: datetime(2024, 2, 9, 0, 5, tzinfo=UTC)})
+    await forgetting.step()
+    assert await kept() == [finished + timedelta(seconds=1), None]
 
 
 async def test_a_watermark_never_goes_back(store: UsageStore) -> None:

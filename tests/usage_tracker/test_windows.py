@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.usage_tracker.domain.columns import Column
+from common.columns import Column
 from services.usage_tracker.domain.judging import moment
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.settling import settle as settle_columns
@@ -22,9 +22,11 @@ from services.usage_tracker.domain.windows import (
     GAMMA,
     MINUTE_US,
     SUMS,
+    corrections_of,
     latency_bin,
     latency_bins,
 )
+from tests.usage_tracker.conftest import MakeArrived
 from tests.usage_tracker.plain import Arrived, Delta, Settled, Sums, batch_of, plain
 
 pytestmark = pytest.mark.unit
@@ -181,3 +183,18 @@ def test_what_is_no_dimension_opens_no_window(
 def test_what_adds_up_is_what_the_plain_formulation_adds_up() -> None:
     assert Sums._fields == SUMS
     assert Column([None, "a"], np.array([1, 0])).none().tolist() == [False, True]
+
+
+def test_kinds_of_a_correction_that_cancel_out_stay_exact_however_large(
+    arrived: MakeArrived,
+) -> None:
+    batch = batch_of([arrived() for _ in range(5)])
+    more = np.array([[2**62, -(2**62), 0, 1]] * 5, np.int64)
+    deltas = corrections_of(batch, more, np.zeros(5, np.int64))
+    sums = {name: sum(values.tolist()) for name, values in deltas.sums.items() if values.any()}
+    assert sums == {
+        "input_nano": 5 * 2**62,
+        "output_nano": -5 * 2**62,
+        "cache_write_nano": 5,
+        "cost_nano": 5,
+    }

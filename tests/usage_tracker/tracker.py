@@ -11,16 +11,19 @@ from common.events.bus import Bus, Outgoing
 from common.events.envelope import PACKED_HEADERS, unpack
 from common.events.ledger import PartitionConsumer
 from common.testing import silent_telemetry
-from services.analytics.domain import Windows
+from services.analytics.domain.windows import Windows
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.actions.layout import Layouts
+from services.usage_tracker.actions.prices import CurrentPrices
+from services.usage_tracker.actions.repricing import Repricing
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import events_partition
-from services.usage_tracker.store import UsageStore
+from services.usage_tracker.store import RepricingStore, UsageStore
+from tests.analytics.deltas import rows_of
 from tests.usage_tracker.conftest import MakeRecord, layouts_of
 from tests.usage_tracker.plain import Arrived
 
@@ -42,8 +45,11 @@ class Tracker:
         layouts = layouts or layouts_of(PARTS)
         self.store = UsageStore(db)
         recent = RecentDeltas()
+        prices = CurrentPrices(PriceBook.bundled(), db)
+        repricing = Repricing(RepricingStore(db), self.store, prices, layouts)
+        self.orders = repricing.periodic()
         counting = EventsConsumer(
-            Accounting(self.store, PriceBook.bundled(), timedelta(days=8)),
+            Accounting(self.store, prices, timedelta(days=8)),
             db,
             silent_telemetry(),
             recent,
@@ -60,6 +66,7 @@ class Tracker:
             on_take=counting.take,
             cadence=0.02,
             lease=lease,
+            chores=repricing,
         )
         self.relay = WindowsRelay(
             bus=bus,
@@ -77,9 +84,11 @@ class Tracker:
     async def __aenter__(self) -> Tracker:
         await self.worker.start()
         await self.relay.start()
+        await self.orders.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.orders.stop()
         await self.relay.stop()
         await self.worker.stop()
 
@@ -108,11 +117,15 @@ class Reader:
 
     def events(self) -> int:
         """Events in deltas, each number of a source counted once."""
+        return self.sum("events")
+
+    def sum(self, measure: str) -> int:
+        """A measure of all deltas, each number of a source counted once."""
         found: dict[tuple[int, int, int], int] = {}
         for part, windows in self.seen:
             if windows.columns is not None and windows.source is not None:
-                for seq, events in zip(windows.columns.seq, windows.columns.events, strict=True):
-                    found[part, windows.source, seq] = events
+                for row in rows_of(windows.columns):
+                    found[part, windows.source, row["seq"]] = row[measure]
         return sum(found.values())
 
     def fresh_until(self, part: int, parts: int) -> int | None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.columns import Bytes, Integers, grouped
 from common.database.connection import Connection
 
-Bytes = NDArray[np.uint8]
-Integers = NDArray[np.int64]
+# Values, and for each row the code of its own.
+Coded = tuple[Sequence[bytes | None], Integers]
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER = b"\xff\xff"
@@ -25,6 +24,7 @@ _HEADER = 19
 # Bytes that are handed on at once, and seconds that all of them may take.
 _BATCH = 4 * 1024 * 1024
 _SECONDS = 600.0
+_PIECE = 128 * 1024
 
 
 class CopyRows:
@@ -37,22 +37,25 @@ class CopyRows:
     def __init__(self, rows: int, columns: int) -> None:
         self._rows = rows
         self._columns = columns
-        self._block: list[Bytes] = [self._repeated(columns.to_bytes(2))]
+        # Of the columns of one width side by side: a row with all that is the same in every one,
+        # and where the cells of each row go.
+        self._row = bytearray(columns.to_bytes(2))
+        self._cells: list[tuple[int, Bytes]] = []
         self._pieces: list[Sequence[bytes]] = []
         self._added = 0
 
     def int2(self, value: int) -> CopyRows:
         """A smallint, the same in every row."""
-        return self._fixed(self._repeated(b"\x00\x00\x00\x02" + value.to_bytes(2, signed=True)))
+        return self._same(b"\x00\x00\x00\x02" + value.to_bytes(2, signed=True))
 
     def int8(self, values: Integers, present: NDArray[np.bool_] | None = None) -> CopyRows:
         """Bigints; NULL where ``present`` is false."""
-        fields = _with_length(values.astype(">i8").view(np.uint8).reshape(-1, 8))
+        if present is not None and not present.any():
+            return self._same(_NULL)
+        cells = values.astype(">i8").view(np.uint8).reshape(-1, 8)
         if present is None or present.all():
-            return self._fixed(fields)
-        if not present.any():
-            return self._fixed(self._repeated(_NULL))
-        whole = _slices(fields)
+            return self.raw(cells)
+        whole = _slices(_with_length(cells))
         return self._varying([w if p else _NULL for w, p in zip(whole, present, strict=True)])
 
     def timestamp(self, microseconds: Integers) -> CopyRows:
@@ -61,17 +64,26 @@ class CopyRows:
 
     def raw(self, values: Bytes) -> CopyRows:
         """Values of one width as they are, such as uuids: an array of shape (rows, bytes)."""
-        return self._fixed(_with_length(values))
+        self._row += values.shape[1].to_bytes(4)
+        return self._fixed(values)
 
-    def coded(self, values: Sequence[bytes | None], codes: NDArray[np.integer[Any]]) -> CopyRows:
-        """Texts, byte strings or uuids: row n holds ``values[codes[n]]``; None is NULL."""
-        fields = [_NULL if v is None else len(v).to_bytes(4) + v for v in values]
-        if len(fields) == 1:
-            return self._fixed(self._repeated(fields[0]))
-        if len({len(field) for field in fields}) == 1:
-            table = np.frombuffer(b"".join(fields), np.uint8).reshape(len(fields), -1)
+    def coded(self, *columns: Coded) -> CopyRows:
+        """Columns of texts, byte strings or uuids; None is NULL.
+
+        Those of few values that go together take as long together as one of them.
+
+        Args:
+            *columns: values and codes of each: row n holds ``values[codes[n]]``.
+        """
+        fields = [_fields(values) for values, _ in columns]
+        self._added += len(columns) - 1
+        if all(len(some) == 1 for some in fields):
+            return self._same(b"".join(some[0] for some in fields))
+        together, codes = _together(fields, [codes for _, codes in columns])
+        if len({len(field) for field in together}) == 1:
+            table = np.frombuffer(b"".join(together), np.uint8).reshape(len(together), -1)
             return self._fixed(table[codes])
-        return self._varying([fields[code] for code in codes.tolist()])
+        return self._varying([together[code] for code in codes.tolist()])
 
     def int4_arrays(self, values: Integers, ends: Integers) -> CopyRows:
         """``integer[]``; that of row n ends before ``ends[n]``, where the next one begins."""
@@ -109,10 +121,14 @@ class CopyRows:
             ]
         )
 
-    def _fixed(self, fields: Bytes) -> CopyRows:
+    def _same(self, field: bytes) -> CopyRows:
         self._added += 1
-        self._block.append(fields)
+        self._row += field
         return self
+
+    def _fixed(self, cells: Bytes) -> CopyRows:
+        self._cells.append((len(self._row), cells))
+        return self._same(bytes(cells.shape[1]))
 
     def _varying(self, pieces: Sequence[bytes]) -> CopyRows:
         self._close_block()
@@ -121,12 +137,14 @@ class CopyRows:
         return self
 
     def _close_block(self) -> None:
-        if self._block:
-            self._pieces.append(_slices(np.concatenate(self._block, axis=1)))
-            self._block = []
-
-    def _repeated(self, field: bytes) -> Bytes:
-        return np.broadcast_to(np.frombuffer(field, np.uint8), (self._rows, len(field)))
+        if not self._row:
+            return
+        block = np.empty((self._rows, len(self._row)), np.uint8)
+        block[:] = np.frombuffer(self._row, np.uint8)
+        for place, cells in self._cells:
+            block[:, place : place + cells.shape[1]] = cells
+        self._pieces.append(_slices(block))
+        self._row, self._cells = bytearray(), []
 
 
 async def copy_rows(
@@ -134,7 +152,7 @@ async def copy_rows(
 ) -> None:
     """COPY what ``CopyRows.finish`` gave into the columns of a table, in their order."""
     await connection.copy_to_table(
-        table, source=io.BytesIO(stream), columns=list(columns), format="binary"
+        table, source=_pieces(stream), columns=list(columns), format="binary"
     )
 
 
@@ -177,6 +195,27 @@ async def read_rows(
         query, *arguments, output=gather, format="binary", timeout=_SECONDS
     )
     await hand_on()
+
+
+async def _pieces(stream: bytes) -> AsyncIterator[bytes]:
+    """In pieces of which the socket takes one at once; a file would be read by another thread."""
+    for start in range(0, len(stream), _PIECE):
+        yield stream[start : start + _PIECE]
+
+
+def _fields(values: Sequence[bytes | None]) -> list[bytes]:
+    return [_NULL if v is None else len(v).to_bytes(4) + v for v in values]
+
+
+def _together(
+    fields: Sequence[Sequence[bytes]], codes: Sequence[Integers]
+) -> tuple[Sequence[bytes], Integers]:
+    """The combinations of fields that there are, each as one, and that of each row."""
+    if len(fields) == 1:
+        return fields[0], codes[0]
+    firsts, rows = grouped([(some, len(f)) for some, f in zip(codes, fields, strict=True)])
+    places = zip(*(some[firsts].tolist() for some in codes), strict=True)
+    return [b"".join([f[p] for f, p in zip(fields, one, strict=True)]) for one in places], rows
 
 
 def _with_length(values: Bytes) -> Bytes:

@@ -16,6 +16,8 @@ _ADMIN = _READ | {
     "api_key:read",
     "api_key:write",
     "events:write",
+    "price:read",
+    "price:write",
 }
 
 ROLES: dict[str, frozenset[str]] = {

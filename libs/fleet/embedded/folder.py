@@ -14,7 +14,7 @@ from typing import Any
 
 from fleet.embedded.daemon import Daemon
 from fleet.embedded.kafka import Kafka
-from fleet.embedded.postgres import Postgres
+from fleet.embedded.postgres import BUFFERS_MB, Postgres
 from fleet.embedded.valkey import Valkey
 
 # Settings that say where Kafka is and what it asks for.
@@ -82,8 +82,8 @@ class DataFolder:
                 f"start it with `mindweave up --broker {kept}`, or give another folder with --data."
             )
 
-    def postgres(self) -> Postgres:
-        return Postgres(self.path / "postgres", self.password("postgres"))
+    def postgres(self, buffers_mb: int = BUFFERS_MB) -> Postgres:
+        return Postgres(self.path / "postgres", self.password("postgres"), buffers_mb)
 
     def broker(self) -> Valkey:
         return Valkey(self.path / "broker", self.password("broker"), durable=True)

@@ -24,10 +24,11 @@ _UNPRIVILEGED = "nobody"
 # A start packet that asks whether TLS is spoken; a ready postmaster answers "N".
 _TLS_QUESTION = (8).to_bytes(4) + (80877103).to_bytes(4)
 
+# Of memory: little, so that all of it fits a laptop.
+BUFFERS_MB = 24
+_WAL_TO_BUFFERS = 8
 _OPTIONS = {
-    "shared_buffers": "24MB",
     "max_connections": "200",
-    "max_wal_size": "1GB",
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
@@ -52,8 +53,9 @@ class Postgres(Daemon):
     # SIGINT: fast shutdown; SIGTERM would wait for every client.
     stop_signal = signal.SIGINT
 
-    def __init__(self, folder: Path, password: str) -> None:
+    def __init__(self, folder: Path, password: str, buffers_mb: int = BUFFERS_MB) -> None:
         super().__init__("postgres", folder)
+        self._buffers_mb = buffers_mb
         self._password = password
         self._port = _PORT if fits_a_socket(self._socket) else free_port()
 
@@ -126,7 +128,13 @@ class Postgres(Daemon):
             raise DidNotStart(f"initdb failed:\n{made.stdout}{made.stderr}")
 
     def command(self) -> list[str]:
-        options = dict(_OPTIONS, port=str(self._port))
+        options = dict(
+            _OPTIONS,
+            port=str(self._port),
+            shared_buffers=f"{self._buffers_mb}MB",
+            # A page is written to the log as a whole at its first change after a checkpoint.
+            max_wal_size=f"{max(1024, _WAL_TO_BUFFERS * self._buffers_mb)}MB",
+        )
         if self._by_socket:
             options |= {
                 "listen_addresses": "",

@@ -69,32 +69,33 @@ _ANSWERS: Mapping[int, type[MindWeaveError]] = {
 _EARLY = (400, 408, 431)
 
 
-class SharedPrefix(Exception):
-    """Paths of two services begin alike, so that no prefix tells whose they are."""
+class SharedPath(Exception):
+    """A path does not tell whose it is."""
 
 
 def fronts(operations: Iterable[Operation]) -> dict[str, str]:
-    """The services that answer REST themselves, by the prefix of their paths; "/" is the gateway's.
+    """The services that answer REST themselves, by path; "/" is all others, which the gateway has.
+
+    A path is one service's with all its methods: it also answers that a method is not allowed.
 
     Raises:
-        SharedPrefix: a prefix is not one service's alone.
+        SharedPath: a path is not one service's alone, or has a parameter.
     """
     owners: dict[str, set[str]] = {}
     for operation in operations:
         if operation.route is not None:
-            prefix = f"/{operation.route.template.split('/')[1]}/"
             owner = operation.service if operation.raw else GATEWAY
-            owners.setdefault(prefix, set()).add(owner)
-    shared = {prefix: sorted(names) for prefix, names in owners.items() if len(names) > 1}
+            owners.setdefault(operation.route.template, set()).add(owner)
+    own = {path: names for path, names in owners.items() if names != {GATEWAY}}
+    shared = {path: sorted(names) for path, names in own.items() if len(names) > 1 or "{" in path}
     if shared:
-        raise SharedPrefix(f"paths that begin alike belong to several services: {shared}")
-    found = {prefix: names.pop() for prefix, names in owners.items()}
-    return {prefix: name for prefix, name in found.items() if name != GATEWAY} | {"/": GATEWAY}
+        raise SharedPath(f"paths that do not tell whose they are: {shared}")
+    return {path: names.pop() for path, names in own.items()} | {"/": GATEWAY}
 
 
 def configuration(
     listen: str,
-    prefixes: Mapping[str, str],
+    paths: Mapping[str, str],
     ports: Mapping[str, Sequence[int]],
     *,
     behind_proxy: bool = False,
@@ -103,7 +104,7 @@ def configuration(
 
     Args:
         listen: "host:port" of the public address.
-        prefixes: the service of each prefix, as ``fronts`` says.
+        paths: the service of each path, as ``fronts`` says.
         ports: of each of these services' processes.
         behind_proxy: believe the X-Forwarded-For of whoever connects, and add to it.
     """
@@ -117,10 +118,10 @@ def configuration(
                     # Another process on the same port is an error, not a share of its calls.
                     "enable_reuse_port": False,
                     "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
-                    "filter_chains": [{"filters": [_connections(prefixes, behind_proxy)]}],
+                    "filter_chains": [{"filters": [_connections(paths, behind_proxy)]}],
                 }
             ],
-            "clusters": [_cluster(name, ports[name]) for name in sorted(set(prefixes.values()))],
+            "clusters": [_cluster(name, ports[name]) for name in sorted(set(paths.values()))],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -136,7 +137,7 @@ def configuration(
     }
 
 
-def _connections(prefixes: Mapping[str, str], behind_proxy: bool) -> dict[str, Any]:
+def _connections(paths: Mapping[str, str], behind_proxy: bool) -> dict[str, Any]:
     return {
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
@@ -164,8 +165,8 @@ def _connections(prefixes: Mapping[str, str], behind_proxy: bool) -> dict[str, A
                         "domains": ["*"],
                         "request_headers_to_add": [] if behind_proxy else [_sender()],
                         "routes": [
-                            _route(prefix, prefixes[prefix])
-                            for prefix in sorted(prefixes, key=len, reverse=True)
+                            _route(path, paths[path])
+                            for path in sorted(paths, key=len, reverse=True)
                         ],
                     }
                 ],
@@ -191,9 +192,9 @@ def _sender() -> dict[str, Any]:
     }
 
 
-def _route(prefix: str, service: str) -> dict[str, Any]:
+def _route(path: str, service: str) -> dict[str, Any]:
     return {
-        "match": {"prefix": prefix},
+        "match": {"prefix": path} if path == "/" else {"path": path},
         "route": {"cluster": service, "timeout": _seconds(_ANSWER_SECONDS)},
     }
 

@@ -65,11 +65,11 @@ def run_up(data: Path, listen: str | None, broker: str, scale: Sequence[str]) ->
     with surroundings(data, broker, **given) as found:
         configure_logs(found.settings.log_level)
         listen = _free(found.settings.listen)
-        prefixes = envoy.fronts(operations().values())
+        paths = envoy.fronts(operations().values())
         ports = free_ports()
-        processes = placed(counts, frozenset(prefixes.values()), ports)
+        processes = placed(counts, frozenset(paths.values()), ports)
         up = Up(found, listen, processes, next(ports))
-        up.configure(prefixes)
+        up.configure(paths)
         asyncio.run(up.run())
 
 
@@ -96,14 +96,14 @@ class Up:
     def address(self) -> str:
         return f"http://{self._listen}"
 
-    def configure(self, prefixes: Mapping[str, str]) -> None:
+    def configure(self, paths: Mapping[str, str]) -> None:
         """Write what supervisord and Envoy read."""
         ports: dict[str, list[int]] = {}
         for process in self._processes:
             if process.http is not None:
                 ports.setdefault(process.service, []).append(process.http)
         described = envoy.configuration(
-            self._listen, prefixes, ports, behind_proxy=bool(self._settings.trusted_proxies)
+            self._listen, paths, ports, behind_proxy=bool(self._settings.trusted_proxies)
         )
         file = self._place.folder / "envoy.yaml"
         file.write_text(json.dumps(described, indent=1))

@@ -8,7 +8,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from services.analytics.domain import DIMENSIONS, SUMS, Granularity, Piece
+from asyncpg.pgproto import pgproto
+
+from services.analytics.domain.measures import DIMENSIONS, SUMS
+from services.analytics.domain.ranges import Granularity, Piece
+from services.analytics.domain.windows import Deltas
 from services.analytics.store.rollup import ROW, SUMMED
 
 if TYPE_CHECKING:
@@ -56,8 +60,14 @@ class Result:
     more: bool
 
 
-def grouped(query: Query, arguments: list[object]) -> str:
-    """The CTEs ``w`` (windows in the range) and ``g`` (with dimensions and filters)."""
+def grouped(query: Query, waiting: Deltas | None, arguments: list[object]) -> str:
+    """The CTEs ``w`` (windows in the range) and ``g`` (with dimensions and filters).
+
+    Args:
+        query: what is asked.
+        waiting: deltas of the organization in the range that are in no table of windows yet.
+        arguments: of the statement, which are added to.
+    """
     parts = []
     for piece in query.pieces:
         arguments += [piece.start, piece.end]
@@ -73,6 +83,8 @@ def grouped(query: Query, arguments: list[object]) -> str:
         f" AND start >= ${n - 1} AND start < ${n}"
         for table in ("recent", "deltas")
     ]
+    if waiting is not None:
+        parts.append(_unnested(waiting, arguments))
     conditions = ""
     for name, value in (query.filters or {}).items():
         arguments.append(value)
@@ -84,9 +96,29 @@ def grouped(query: Query, arguments: list[object]) -> str:
             WHERE NOT EXISTS (SELECT FROM deleted_orgs WHERE org_id = $2){conditions})"""
 
 
-def select(query: Query) -> tuple[str, list[object]]:
+def _unnested(waiting: Deltas, arguments: list[object]) -> str:
+    """The deltas as rows; the sketch of one is a slice of all."""
+    sketches = waiting.sketches
+    columns = {
+        "minute": ("bigint", waiting.minutes.tolist()),
+        "series_id": ("uuid", [pgproto.UUID(series.tobytes()) for series in waiting.series]),
+        **{name: ("bigint", values.tolist()) for name, values in waiting.sums.items()},
+        "low": ("integer", (sketches.starts + 1).tolist()),
+        "high": ("integer", sketches.ends.tolist()),
+    }
+    n = len(arguments) + 1
+    arguments += [sketches.bins.tolist(), sketches.counts.tolist()]
+    arguments += [values for _, values in columns.values()]
+    arrays = ", ".join(f"${n + 2 + i}::{kind}[]" for i, (kind, _) in enumerate(columns.values()))
+    return f"""SELECT to_timestamp(minute * 60) AS start, series_id, {", ".join(SUMS)},
+            (${n}::integer[])[low:high] AS latency_bins,
+            (${n + 1}::bigint[])[low:high] AS latency_counts
+        FROM unnest({arrays}) AS waiting ({", ".join(columns)})"""
+
+
+def select(query: Query, waiting: Deltas | None) -> tuple[str, list[object]]:
     arguments: list[object] = [query.part, query.org_id]
-    groups = grouped(query, arguments)
+    groups = grouped(query, waiting, arguments)
     bucket = (
         "NULL::timestamptz"
         if query.granularity == "all"

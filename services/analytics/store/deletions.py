@@ -6,12 +6,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from services.analytics.domain import TABLES
+from services.analytics.domain.ranges import TABLES
 
 if TYPE_CHECKING:
     from common.database import Change, Database
 
-# What is a delta still is dropped when deltas are gathered.
+# What is in a block still is dropped when blocks are gathered.
 _TABLES = ("recent", *TABLES.values(), "series")
 
 

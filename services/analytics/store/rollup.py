@@ -1,11 +1,9 @@
-"""How windows move on: deltas to the last minutes, those to minutes, hours, days and months.
-
-Those of deleted organizations end on the way.
-"""
+"""How windows move on to minutes, hours, days and months; those of deleted organizations end."""
 
 from __future__ import annotations
 
-from services.analytics.domain import SUMS, TABLES
+from services.analytics.domain.measures import SUMS
+from services.analytics.domain.ranges import TABLES
 
 _COLUMNS = ", ".join(SUMS)
 ROW = f"start, series_id, {_COLUMNS}, latency_bins, latency_counts"
@@ -79,28 +77,29 @@ def _written(table: str, rows: str) -> str:
 )"""
 
 
-def _move(*steps: str) -> str:
-    return f"WITH {', '.join(steps)} SELECT count(*) FROM moved"
-
-
 # A late window of a deleted organization may have brought its series with it.
 _LOOK_AGAIN = """
 look_again AS (
     UPDATE deleted_orgs SET removed = false WHERE org_id IN (SELECT org_id FROM moved)
 )"""
-GATHER = _move(
-    _moved("deltas", "true"),
-    _LOOK_AGAIN,
-    _rows("minute", "kept"),
-    _written("recent", "minutes_rows"),
-)
-ROLL_UP = _move(
-    _moved("recent", "start < $3"),
-    _written("minutes", "kept"),
-    _rows("hour", "kept"),
-    _written("hours", "hours_rows"),
-    _rows("day", "hours_rows"),
-    _written("days", "days_rows"),
-    _rows("month", "days_rows"),
-    _written("months", "months_rows"),
-)
+
+
+def _move(table: str, condition: str) -> str:
+    steps = (
+        _moved(table, condition),
+        _LOOK_AGAIN,
+        _rows("minute", "kept"),
+        _written("minutes", "minutes_rows"),
+        _rows("hour", "minutes_rows"),
+        _written("hours", "hours_rows"),
+        _rows("day", "hours_rows"),
+        _written("days", "days_rows"),
+        _rows("month", "days_rows"),
+        _written("months", "months_rows"),
+    )
+    return f"WITH {', '.join(steps)} SELECT count(*) FROM moved"
+
+
+MOVE = _move("deltas", "true")
+# What a process of the release before has left.
+MOVE_RECENT = _move("recent", "start < $3")

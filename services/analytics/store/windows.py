@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
-
-import numpy as np
 
 from common.database import Scope
 from common.database.copying import CopyRows, copy_rows
 from common.threads import off_loop
-from services.analytics.domain import (
-    DIMENSIONS,
-    SUMS,
+from services.analytics.domain.measures import DIMENSIONS, SUMS
+from services.analytics.domain.windows import (
+    Arrived,
+    Deltas,
     Fresh,
-    SeriesKey,
     Windows,
+    added_up,
+    arrived,
     fresh,
-    series_id,
+    unpacked,
 )
 from services.analytics.store.asking import PLANNER, Query, Result, Row, grouped, row_of, select
-from services.analytics.store.rollup import GATHER, ROLL_UP, SUMMED
+from services.analytics.store.rollup import MOVE, MOVE_RECENT, SUMMED
 
 if TYPE_CHECKING:
     import asyncpg
-    from numpy.typing import NDArray
 
     from common.database import Database
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DELTA_COLUMNS = (
-    *("part", "seq", "start", "org_id", "series_id", *SUMS, "source"),
-    *("latency_bins", "latency_counts"),
+    *("part", "start", "series_id", *SUMS, "org_id", "latency_bins", "latency_counts"),
 )
 _MINUTE_US = 60_000_000
 _MOST_SERIES = 100_000
@@ -48,13 +45,13 @@ class Appended:
     """What an append has added: rows, and series that were not known to be stored."""
 
     rows: int
-    series: Mapping[SeriesKey, bytes]
+    series: Collection[bytes]
 
 
 class RollupStore:
     """Windows of usage, appended and rolled up to minutes, hours, days and months."""
 
-    def __init__(self, db: Database, step: int = 20_000) -> None:
+    def __init__(self, db: Database, step: int = 5_000) -> None:
         """Keeps windows in the service's database.
 
         Args:
@@ -64,7 +61,7 @@ class RollupStore:
         self._db = db
         self._step = step
         # Stored for good: those of an organization go when nothing of it comes any more.
-        self._series: dict[SeriesKey, bytes] = {}
+        self._series: set[bytes] = set()
 
     async def append(
         self, connection: asyncpg.Connection, part: int, records: Sequence[Windows]
@@ -93,7 +90,7 @@ class RollupStore:
                     last[record.source] = new.last
             for source, mark in record.watermarks.items():
                 watermarks[source] = max(mark, watermarks.get(source, mark))
-        series = await self._insert(connection, part, found) if found else {}
+        series = await self._insert(connection, part, found) if found else ()
         await connection.executemany(
             """INSERT INTO sources AS s (part, source, last_seq, watermark) VALUES ($1, $2, $3, $4)
                ON CONFLICT (part, source) DO UPDATE
@@ -122,47 +119,68 @@ class RollupStore:
 
     async def _insert(
         self, connection: asyncpg.Connection, part: int, found: Sequence[Fresh]
-    ) -> dict[SeriesKey, bytes]:
-        long = sum(map(len, found)) > _MANY_DELTAS
-        ids, new = await off_loop(long, self._identified, found)
+    ) -> Collection[bytes]:
+        count = sum(map(len, found))
+        new, some, data = await off_loop(count > _MANY_DELTAS, self._block, found)
         await connection.executemany(
             f"""INSERT INTO series (part, org_id, series_id, {", ".join(DIMENSIONS)})
                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                 ON CONFLICT DO NOTHING""",
             [
-                (part, _uuid(key[0]), UUID(bytes=series), *map(_uuid, key[1:]))
-                for key, series in new.items()
+                (
+                    *(part, UUID(bytes=some.deltas.orgs.at(index)), UUID(bytes=series)),
+                    *(_uuid(column.at(index)) for column in some.dimensions.values()),
+                )
+                for series, index in new.items()
             ],
         )
-        rows = await off_loop(long, _delta_rows, part, found, ids)
-        await copy_rows(connection, "deltas", _DELTA_COLUMNS, rows)
+        await _keep(connection, part, some.deltas, data)
         return new
 
-    def _identified(self, found: Sequence[Fresh]) -> tuple[list[bytes], dict[SeriesKey, bytes]]:
-        """The series of each delta, and those that are not known to be stored."""
-        keys = [key for one in found for key in one.series()]
-        known = list(map(self._series.get, keys))
-        new = {
-            key: series_id(key) for key, series in zip(keys, known, strict=True) if series is None
-        }
-        return [series or new[key] for key, series in zip(keys, known, strict=True)], new
+    def _block(self, found: Sequence[Fresh]) -> tuple[dict[bytes, int], Arrived, bytes]:
+        some = arrived(found)
+        return dict(some.new(self._series)), some, some.deltas.packed()
 
     def remember(self, appended: Appended) -> None:
         """Note which series are stored, so that they are not stored with every batch."""
         if len(self._series) + len(appended.series) > _MOST_SERIES:
             self._series.clear()
-        self._series |= appended.series
+        self._series.update(appended.series)
 
     async def gather(self, part: int) -> int:
-        """Move what has arrived to the windows of the last minutes; returns the rows moved.
+        """Make one block of small ones; returns how many they were.
 
-        A step is one transaction of bounded length, however much waits.
+        A window is written again as often as what waits has doubled.
         """
-        return await self._move(GATHER, part)
+        async with self._db.change(Scope(), call=None) as change:
+            connection = change.connection
+            rows = await connection.fetch(
+                "SELECT number, windows FROM blocks WHERE part = $1 ORDER BY windows, number", part
+            )
+            chosen = _small([(row["number"], row["windows"]) for row in rows])
+            blocks = await _taken(connection, part, "number = ANY ($2)", chosen)
+            if blocks:
+                deltas, data = await off_loop(True, _one_block, blocks)
+                await _keep(connection, part, deltas, data)
+            return len(blocks)
 
     async def roll_up(self, part: int, before: datetime) -> int:
-        """Move the windows before a time on into minutes, hours, days and months, as ``gather``."""
-        return await self._move(ROLL_UP, part, before)
+        """Move the windows before a time on into minutes, hours, days and months.
+
+        A step is one transaction of bounded length, however much waits.
+
+        Returns:
+            How many windows were moved.
+        """
+        async with self._db.change(Scope(), call=None) as change:
+            connection = change.connection
+            blocks = await _taken(connection, part, "first < $2", before)
+            if blocks:
+                over, left = await off_loop(True, _over, part, blocks, before)
+                await copy_rows(connection, "deltas", _DELTA_COLUMNS, over)
+                if left is not None:
+                    await _keep(connection, part, *left)
+        return await self._move(MOVE, part) + await self._move(MOVE_RECENT, part, before)
 
     async def _move(self, sql: str, part: int, *given: object) -> int:
         total = 0
@@ -175,9 +193,9 @@ class RollupStore:
 
     async def query(self, query: Query) -> Result:
         """Rows, totals and freshness, all from one snapshot."""
-        sql, arguments = select(query)
         async with self._db.read(Scope((query.org_id,))) as connection:
             await connection.execute(PLANNER)
+            sql, arguments = select(query, await _waiting(connection, query))
             found = await connection.fetch(sql, *arguments)
         rows = [row_of(r) for r in found if r["key"] is not None]
         totals = next(r for r in found if r["key"] is None)
@@ -186,38 +204,109 @@ class RollupStore:
 
     async def top(self, query: Query, dimension: str, limit: int) -> list[Row]:
         """The costliest values of one dimension, then the busiest; without sketches."""
-        arguments: list[object] = [query.part, query.org_id]
-        groups = grouped(query, arguments)
-        arguments.append(limit)
-        sql = f"""WITH {groups}
-            SELECT {dimension}::text AS key, NULL::timestamptz AS bucket, {SUMMED},
-                   '{{}}'::bigint[] AS bins
-            FROM g WHERE {dimension} IS NOT NULL GROUP BY {dimension}
-            ORDER BY sum(cost_nano) DESC, sum(events) DESC, 1 LIMIT ${len(arguments)}"""
         async with self._db.read(Scope((query.org_id,))) as connection:
             await connection.execute(PLANNER)
+            arguments: list[object] = [query.part, query.org_id]
+            groups = grouped(query, await _waiting(connection, query), arguments)
+            arguments.append(limit)
+            sql = f"""WITH {groups}
+                SELECT {dimension}::text AS key, NULL::timestamptz AS bucket, {SUMMED},
+                       '{{}}'::bigint[] AS bins
+                FROM g WHERE {dimension} IS NOT NULL GROUP BY {dimension}
+                ORDER BY sum(cost_nano) DESC, sum(events) DESC, 1 LIMIT ${len(arguments)}"""
             return [row_of(r) for r in await connection.fetch(sql, *arguments)]
 
 
-def _delta_rows(part: int, found: Sequence[Fresh], series: Sequence[bytes]) -> bytes:
-    def numbers(name: str) -> NDArray[np.int64]:
-        return np.array([value for one in found for value in one.values(name)], np.int64)
+async def _keep(connection: asyncpg.Connection, part: int, deltas: Deltas, data: bytes) -> None:
+    """A block of deltas; ``data`` is the same, packed."""
+    await connection.execute(
+        "INSERT INTO blocks (part, windows, first, last, data) VALUES ($1, $2, $3, $4, $5)",
+        part,
+        len(deltas),
+        _start(deltas.minutes.min()),
+        _start(deltas.minutes.max()),
+        data,
+    )
 
-    def ids(values: Sequence[bytes]) -> NDArray[np.uint8]:
-        return np.frombuffer(b"".join(values), np.uint8).reshape(-1, 16)
 
-    rows = CopyRows(len(series), len(_DELTA_COLUMNS))
-    rows.int2(part).int8(numbers("seq")).timestamp(numbers("minute") * _MINUTE_US)
-    rows.raw(ids([org for one in found for org in one.values("org_id")])).raw(ids(series))
+async def _taken(
+    connection: asyncpg.Connection, part: int, which: str, given: object
+) -> list[bytes]:
+    rows = await connection.fetch(
+        f"DELETE FROM blocks WHERE part = $1 AND {which} RETURNING data", part, given
+    )
+    return [row["data"] for row in rows]
+
+
+def _small(blocks: Sequence[tuple[int, int]]) -> list[int]:
+    """Those, by number and size, that are worth being one: none is larger than twice all before it.
+
+    ``blocks`` are ordered by size.
+    """
+    chosen: list[int] = []
+    total = 0
+    for number, size in blocks:
+        if chosen and size > 2 * total:
+            break
+        chosen.append(number)
+        total += size
+    return chosen if len(chosen) > 1 else []
+
+
+def _one_block(blocks: Sequence[bytes]) -> tuple[Deltas, bytes]:
+    deltas = added_up([unpacked(data) for data in blocks])
+    return deltas, deltas.packed()
+
+
+def _over(
+    part: int, blocks: Sequence[bytes], before: datetime
+) -> tuple[bytes, tuple[Deltas, bytes] | None]:
+    """The rows of windows before a time, and the others as a block."""
+    deltas = added_up([unpacked(data) for data in blocks])
+    over = deltas.minutes < _minute(before)
+    left = deltas.where(~over)
+    return _delta_rows(part, deltas.where(over)), (left, left.packed()) if len(left) else None
+
+
+async def _waiting(connection: asyncpg.Connection, query: Query) -> Deltas | None:
+    """What there is for a question in blocks, by the units of time that are asked for."""
+    rows = await connection.fetch(
+        "SELECT windows, data FROM blocks WHERE part = $1 AND first < $3 AND last >= $2",
+        query.part,
+        query.start,
+        query.end,
+    )
+    if not rows:
+        return None
+    long = sum(row["windows"] for row in rows) > _MANY_DELTAS
+    found = await off_loop(long, _asked, query, [row["data"] for row in rows])
+    return found if len(found) else None
+
+
+def _asked(query: Query, blocks: Sequence[bytes]) -> Deltas:
+    start, end = _minute(query.start), _minute(query.end)
+    found = [unpacked(data).of(query.org_id, start, end) for data in blocks]
+    unit = {"minute": 1, "hour": 60}.get(query.granularity, 24 * 60)
+    return added_up([deltas.by(unit) for deltas in found])
+
+
+def _delta_rows(part: int, deltas: Deltas) -> bytes:
+    rows = CopyRows(len(deltas), len(_DELTA_COLUMNS))
+    rows.int2(part).timestamp(deltas.minutes * _MINUTE_US).raw(deltas.series)
     for name in SUMS:
-        rows.int8(numbers(name))
-    sources = [one.source.to_bytes(2) for one in found]
-    rows.coded(sources, np.repeat(np.arange(len(found)), [len(one) for one in found]))
-    bins = [some for one in found for some in one.values("latency_bins")]
-    counts = [some for one in found for some in one.values("latency_counts")]
-    ends = np.cumsum([len(some) for some in bins])
-    rows.int4_arrays(np.array(list(chain.from_iterable(bins)), np.int64), ends)
-    return rows.int8_arrays(np.array(list(chain.from_iterable(counts)), np.int64), ends).finish()
+        rows.int8(deltas.sums[name])
+    rows.coded((deltas.orgs.encoded(), deltas.orgs.codes))
+    sketches = deltas.sketches
+    rows.int4_arrays(sketches.bins, sketches.ends).int8_arrays(sketches.counts, sketches.ends)
+    return rows.finish()
+
+
+def _minute(at: datetime) -> int:
+    return int(at.timestamp()) // 60
+
+
+def _start(minute: Any) -> datetime:
+    return EPOCH + timedelta(minutes=int(minute))
 
 
 def _uuid(value: bytes | str | None) -> UUID | str | None:

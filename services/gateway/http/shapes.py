@@ -46,9 +46,10 @@ _NEVER_EMPTY = ("uuid", "tuuid", "email", "hostname", "ip", "ipv4", "ipv6", "uri
 class Field:
     """One field.
 
-    ``nullable``: null stands for its absence. ``required``: a body must name it. ``low`` and
-    ``high`` are what its integer type holds. ``rules`` is the part of its rules that bears on the
-    value (on each item where ``repeated``); ``list_rules`` bears on the list.
+    ``nullable``: null stands for its absence. ``optional``: the proto says that it may be absent,
+    which is news of a message only. ``required``: a body must name it. ``low`` and ``high`` are
+    what its integer type holds. ``rules`` is the part of its rules that bears on the value (on each
+    item where ``repeated``); ``list_rules`` bears on the list.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Field:
     repeated: bool
     nullable: bool
     required: bool
+    optional: bool
     low: int
     high: int
     message: Descriptor | None
@@ -98,6 +100,7 @@ def _field(field: FieldDescriptor) -> Field:
         repeated=repeated,
         nullable=nullable,
         required=rules.required or (not field.has_presence and _refuses_default(rules)),
+        optional=field.containing_oneof is not None,
         low=low,
         high=high,
         message=field.message_type,

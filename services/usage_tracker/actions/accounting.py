@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from time import monotonic
 
 import numpy as np
 
+from common.columns import Integers
 from common.database import Connection
 from common.threads import off_loop
-from services.usage_tracker.domain.columns import Batch, Integers
+from services.usage_tracker.actions.prices import CurrentPrices
+from services.usage_tracker.domain.columns import Batch
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import moment
-from services.usage_tracker.domain.pricing import DAY_US, PriceBook
+from services.usage_tracker.domain.overrides import Overrides
+from services.usage_tracker.domain.pricing import DAY_US
 from services.usage_tracker.domain.records import UsageEvents
 from services.usage_tracker.domain.settling import Settled, settle
 from services.usage_tracker.store import MANY_EVENTS, UsageStore
@@ -34,15 +37,19 @@ class Accounting:
         identity: how long an identity holds from its first acceptance.
     """
 
-    def __init__(self, store: UsageStore, prices: PriceBook, identity: timedelta) -> None:
+    def __init__(self, store: UsageStore, prices: CurrentPrices, identity: timedelta) -> None:
         self._store = store
         self._prices = prices
         self._identity_us = identity // _MICROSECOND
         self._known: dict[int, Identities] = {}
 
     async def take(self, part: int) -> None:
-        """Learn which identities a part holds, now that this process is its only writer."""
+        """Learn which identities a part holds, now that this process is its only writer.
+
+        And which prices there are: whoever had the part may have known more of them.
+        """
         self._known.pop(part, None)
+        await self._prices.learn()
         begun = monotonic()
         known = self._known[part] = await self._store.identities(part)
         _logger.info(
@@ -58,6 +65,7 @@ class Accounting:
         connection: Connection,
         part: int,
         records: Sequence[UsageEvents],
+        overrides: Overrides,
         before: Sequence[Hashes] = (),
     ) -> tuple[Settled, int]:
         """Append to the ledger what is new; the caller is the part's only writer.
@@ -66,6 +74,7 @@ class Accounting:
             connection: in the transaction that moves the offset.
             part: of all records.
             records: in the order of the part.
+            overrides: of ``prices``, the same for all that is in the transaction.
             before: identities that were appended in the same transaction.
 
         Returns:
@@ -80,8 +89,25 @@ class Accounting:
             if asked
             else {}
         )
-        settled = await off_loop(long, settle, batch, known, self._prices, self._identity_us)
+        settled = await off_loop(
+            long, settle, batch, known, self._prices.book, self._identity_us, overrides
+        )
         return settled, await self._store.append(connection, part, settled)
+
+    async def prices(self, connection: Connection, part: int) -> Overrides:
+        """What organizations pay otherwise than the base prices."""
+        return await self._prices.current(connection, part)
+
+    async def confirm(
+        self, connection: Connection, part: int, overrides: Overrides, org_ids: Collection[bytes]
+    ) -> None:
+        """See, last of all, that what these organizations' events were priced by holds still.
+
+        Raises:
+            PricesChanged: it does not; the transaction must not commit.
+        """
+        if org_ids:
+            await self._prices.confirm(connection, part, overrides, org_ids)
 
     async def remember(self, part: int, accepted: Sequence[Accepted]) -> None:
         """Note what was committed."""

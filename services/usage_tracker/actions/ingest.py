@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from common.clock import Clock
+from common.columns import Integers
 from common.events.bus import Bus, Outgoing
 from common.events.envelope import PACKED_HEADERS, Envelope, Metadata, pack
 from common.identity.access import AccessResolver
@@ -23,7 +24,7 @@ from common.telemetry import Telemetry, correlation_id
 from common.threads import off_loop
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.projects import Projects
-from services.usage_tracker.domain.columns import Columns, Integers, columns_of
+from services.usage_tracker.domain.columns import Columns, columns_of
 from services.usage_tracker.domain.events import (
     Event,
     Fields,

@@ -8,7 +8,7 @@ from datetime import timedelta
 from time import monotonic
 
 from common.background import PartStatus
-from common.database import Database
+from common.database import Connection, Database
 from common.errors import MindWeaveError, Unavailable
 from common.events.bus import Bus
 from common.events.ledger import Members
@@ -117,6 +117,13 @@ class Layouts:
         """
         found = await self._store.read()
         return found or await self._store.begin(await self._bus.partitions(EVENTS_TOPIC))
+
+    async def read_in(self, connection: Connection) -> Layout | None:
+        """The layout as it is, over a connection that the caller has; None where there is none.
+
+        Who holds one waits for no other: where all do, there is none.
+        """
+        return await self._store.read_in(connection)
 
     async def poll(self) -> None:
         """Learn what ``open`` and ``confirm`` go by.

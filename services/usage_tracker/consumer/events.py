@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents
 from services.usage_tracker.domain.settling import Settled
 
 BATCH_SIZES = (1, 10, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+# Parts whose batches are counted at the same time: one waits for the database, one computes.
+_AT_ONCE = 2
 _logger = logging.getLogger(__name__)
 
 # What one transaction tells of: at most so many messages of each kind, so many ids in each.
@@ -93,6 +96,9 @@ class EventsConsumer:
         chunk_events: int = 20_000,
     ) -> None:
         self._layouts = layouts
+        # Parts that are worked on at once only take the interpreter from each other; one after the
+        # other, more is there for each, and a larger batch costs less an event.
+        self._turn = asyncio.Semaphore(_AT_ONCE)
         self._partitions: dict[int, int] = {}
         self._chunk_events = chunk_events
         self._accounting = accounting
@@ -120,7 +126,14 @@ class EventsConsumer:
 
         Raises:
             RecordRefused: a record is none of ours.
+            PricesChanged: a price was stated meanwhile; the same again will do.
         """
+        async with self._turn:
+            return await self._counted(connection, part, records)
+
+    async def _counted(
+        self, connection: Connection, part: int, records: Sequence[Record]
+    ) -> Counted:
         change = Change(
             connection,
             None,
@@ -131,12 +144,17 @@ class EventsConsumer:
         counted = Counted()
         long = sum(len(record.value) for record in records) > _LONG_RECORDS
         events = await off_loop(long, _events, records)
+        prices = await self._accounting.prices(connection, part)
+        org_ids: set[bytes] = set()
         for chunk in _chunks(self._at_home(part, events), self._chunk_events):
             before = [hashes for hashes, _ in counted.accepted]
-            settled, last = await self._accounting.count(connection, part, chunk, before)
+            settled, last = await self._accounting.count(connection, part, chunk, prices, before)
             _tell(change, settled)
             counted = counted.plus(settled, last)
+            if settled.accepted.count:
+                org_ids.update(settled.accepted.coded["org_id"].values)
         await change.finish()
+        await self._accounting.confirm(connection, part, prices, org_ids)
         return counted
 
     def _at_home(self, part: int, events: list[UsageEvents]) -> list[UsageEvents]:

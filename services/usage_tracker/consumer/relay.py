@@ -26,6 +26,7 @@ from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.records import WINDOWS_TOPIC, windows_data, windows_partition
+from services.usage_tracker.domain.windows import joined_deltas, packed_rows
 from services.usage_tracker.store import MANY_EVENTS, UsageStore
 
 _BATCH = 2_000
@@ -185,12 +186,12 @@ class WindowsRelay:
             records = await off_loop(count > MANY_EVENTS, self._records_of, part, found)
             await self._send(part, records, found[-1].last, count)
         while not self._ending.is_set():
-            columns = await self._store.unsent(part, _BATCH)
-            if columns is None:
+            rows = await self._store.unsent(part, _BATCH)
+            if not rows:
                 return
-            count = len(columns["seq"])
-            await self._send(part, self._records(part, columns), columns["seq"][-1], count)
-            if count < _BATCH:
+            records = await off_loop(len(rows) > MANY_EVENTS, self._records, part, rows)
+            await self._send(part, records, rows[-1]["seq"], len(rows))
+            if len(rows) < _BATCH:
                 return
 
     async def _send(self, part: int, records: Sequence[Outgoing], last: int, count: int) -> None:
@@ -200,24 +201,17 @@ class WindowsRelay:
         self._sent.inc(count)
 
     def _records_of(self, part: int, found: Sequence[Numbered]) -> list[Outgoing]:
-        """The same as ``_records``, of deltas in memory."""
-        columns: defaultdict[int, defaultdict[str, list[Any]]]
-        columns = defaultdict(lambda: defaultdict(list))
-        for first, deltas in found:
-            orgs = deltas.dimensions["org_id"]
-            places = np.array(
-                [windows_partition(UUID(bytes=org), self._partitions) for org in orgs.values]
-            )[orgs.codes]
-            for partition in np.unique(places).tolist():
-                chosen = np.flatnonzero(places == partition)
-                for name, values in deltas.columns(first, chosen).items():
-                    columns[partition][name] += values
+        """The deltas by the partition of their organization, in the order of their numbers."""
+        deltas = joined_deltas([numbered.deltas for numbered in found])
+        orgs = deltas.dimensions["org_id"]
+        places = np.array(
+            [windows_partition(UUID(bytes=org), self._partitions) for org in orgs.values]
+        )[orgs.codes]
+        chosen = {place: np.flatnonzero(places == place) for place in np.unique(places).tolist()}
         return [
-            self._outgoing(
-                part, {name: values[start : start + _BATCH] for name, values in some.items()}, at
-            )
-            for at, some in columns.items()
-            for start in range(0, len(some["seq"]), _BATCH)
+            self._outgoing(part, deltas.packed(found[0].first, some[start : start + _BATCH]), place)
+            for place, some in chosen.items()
+            for start in range(0, len(some), _BATCH)
         ]
 
     async def _send_watermarks(self, watermarks: Mapping[int, datetime]) -> None:
@@ -237,23 +231,17 @@ class WindowsRelay:
         layout = await self._layouts.read()
         self._sources = layout.generation, layout.partitions
 
-    def _records(self, part: int, columns: Mapping[str, Sequence[Any]]) -> list[Outgoing]:
-        """The deltas by the partition of their organization, in the order of their numbers."""
-        rows: defaultdict[int, list[int]] = defaultdict(list)
-        for index, org_id in enumerate(columns["org_id"]):
-            rows[windows_partition(UUID(bytes=org_id), self._partitions)].append(index)
+    def _records(self, part: int, rows: Sequence[Mapping[str, Any]]) -> list[Outgoing]:
+        """The same as ``_records_of``, of rows of the database."""
+        places: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in rows:
+            places[windows_partition(UUID(bytes=row["org_id"]), self._partitions)].append(row)
         return [
-            self._outgoing(
-                part,
-                {name: [column[i] for i in chosen] for name, column in columns.items()},
-                partition,
-            )
-            for partition, chosen in rows.items()
+            self._outgoing(part, packed_rows(chosen), partition)
+            for partition, chosen in places.items()
         ]
 
-    def _outgoing(
-        self, part: int, columns: Mapping[str, Sequence[Any]], partition: int
-    ) -> Outgoing:
+    def _outgoing(self, part: int, columns: Mapping[str, object], partition: int) -> Outgoing:
         value = self._packed(windows_data(part, columns, {}))
         return Outgoing(value, partition=partition, headers=PACKED_HEADERS)
 

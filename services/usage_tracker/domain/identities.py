@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from services.usage_tracker.domain.columns import Integers, Mask
+from common.columns import Integers, Mask
 from services.usage_tracker.domain.pricing import DAY_US
 
 Hashes = NDArray[np.uint64]

@@ -17,17 +17,8 @@ import msgspec
 import numpy as np
 import xxhash
 
-from services.usage_tracker.domain.columns import (
-    ABSENT,
-    Bytes,
-    Column,
-    Columns,
-    Integers,
-    Mask,
-    column_of,
-    packed_column,
-    packed_numbers,
-)
+from common.columns import Bytes, Column, Integers, Mask, column_of, packed_column, packed_numbers
+from services.usage_tracker.domain.columns import ABSENT, Columns
 from services.usage_tracker.domain.events import Event, Fields
 from services.usage_tracker.domain.judging import (
     MAX_AHEAD,
@@ -122,7 +113,6 @@ class _Read:
     def judged(self) -> Judged:
         """The columns, where all events are plain."""
         fields, tenants = self._fields, self._tenants
-        users = self._users()
         values: dict[str, Sequence[Any]] = {name: fields[name] for name in _SAME}
         values["status"] = [status or "ok" for status in fields["status"]]
         values["metadata"] = self._metadata
@@ -132,6 +122,7 @@ class _Read:
         coded["team_id"] = _mapped(
             tenants, lambda t: t[1].team_id.bytes if t[1] and t[1].team_id else None
         )
+        users = self._users(coded["org_id"])
         coded["user_id"] = _mapped(users, lambda user: user[0])
         coded["user_ref"] = _mapped(users, lambda user: user[1])
         for name in ("project_id", "user_id", "user_ref"):
@@ -175,11 +166,18 @@ class _Read:
 
         return Column([tenant(pair) for pair in asked.values], asked.codes)
 
-    def _users(self) -> Column:
-        codes = self._tenants.codes.tolist()
-        asked = column_of(list(zip(self._fields["user_id"], codes, strict=True)))
-        tenants = self._tenants.values
-        return Column([user_of(text, tenants[code][0]) for text, code in asked.values], asked.codes)
+    def _users(self, orgs: Column) -> Column:
+        """Each user's id, and the client's own name of the user, as ``user_of`` gives them."""
+        users = column_of(self._fields["user_id"])
+        pairs, codes = np.unique(users.codes * len(orgs.values) + orgs.codes, return_inverse=True)
+        texts, of = (part.tolist() for part in divmod(pairs, len(orgs.values)))
+        return Column(
+            [
+                user_of(users.values[text], UUID(bytes=orgs.values[org]))
+                for text, org in zip(texts, of, strict=True)
+            ],
+            codes,
+        )
 
 
 def _mapped(column: Column, value_of: Callable[[Any], Any]) -> Column:

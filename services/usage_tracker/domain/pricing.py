@@ -27,7 +27,7 @@ from genai_prices.types import (
     TimeOfDateConstraint,
 )
 
-from services.usage_tracker.domain.columns import Integers, Mask
+from common.columns import Integers, Mask
 from services.usage_tracker.domain.judging import moment
 
 NANO = 1_000_000_000

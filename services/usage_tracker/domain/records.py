@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from uuid import UUID
 
 import msgspec
@@ -28,7 +28,7 @@ class UsageEvents(msgspec.Struct, frozen=True):
 
 def windows_data(
     source: int | None,
-    columns: Mapping[str, Sequence[object]] | None,
+    columns: Mapping[str, object] | None,
     watermarks: Mapping[int, int],
     sources: tuple[int, int] | None = None,
 ) -> dict[str, object]:
@@ -36,15 +36,12 @@ def windows_data(
 
     Args:
         source: the partition of ``usage.events`` whose deltas these are.
-        columns: the deltas with their numbers, ascending, in the column ``seq``.
+        columns: the deltas, packed, with their numbers, ascending, in the column ``seq``.
         watermarks: microseconds since 1970 by source.
         sources: generation of the layout, and how many sources there are by it.
     """
-    numbers = columns["seq"] if columns else None
     return {
         "source": source,
-        "first": numbers[0] if numbers else None,
-        "last": numbers[-1] if numbers else None,
         "columns": columns,
         "watermarks": dict(watermarks),
         "sources": sources,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from services.usage_tracker.domain.columns import Batch, Column, Integers, Mask
-from services.usage_tracker.domain.pricing import PriceBook
+from common.columns import Column, Integers, Mask
+from services.usage_tracker.domain.columns import Batch
+from services.usage_tracker.domain.overrides import Overrides
+from services.usage_tracker.domain.pricing import Price, PriceBook
 from services.usage_tracker.domain.windows import TOKENS, Costs, Deltas, deltas_of
 
 Identity = tuple[bytes, bytes]
@@ -26,10 +28,11 @@ class First(NamedTuple):
 
 @dataclass(slots=True)
 class Unpriced:
-    """Events of one model of one organization without a price; ``first_at`` as ``Row.at``."""
+    """Events of one model of one organization without a price; times as ``Row.at``."""
 
     events: int
     first_at: int
+    last_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ def settle(
     known: Mapping[Identity, First],
     prices: PriceBook,
     identity_us: int,
+    overrides: Overrides | None = None,
 ) -> Settled:
     """Tell first acceptances from repeats, price them, and add them up.
 
@@ -69,6 +73,7 @@ def settle(
         known: the latest acceptance of those identities that were accepted before.
         prices: chosen by each event's own time.
         identity_us: microseconds for which an identity holds from its first acceptance.
+        overrides: what organizations pay otherwise.
     """
     repeats = _Repeats(identity_us, dict(known))
     suspects = repeats.suspects(batch)
@@ -76,14 +81,14 @@ def settle(
     accepted = batch
     if refused:
         accepted = batch.take(np.delete(np.arange(batch.count), refused))
-    costs = priced(accepted, prices)
+    costs = priced(accepted, prices, overrides)
     return Settled(
         accepted,
         costs,
         deltas_of(accepted, costs),
         repeats.duplicates,
         repeats.conflicts,
-        _unpriced(accepted, costs),
+        unpriced_of(accepted, (~costs.priced & ~accepted.coded["model"].none()).astype(np.int64)),
     )
 
 
@@ -126,42 +131,73 @@ class _Repeats:
         return False
 
 
-def priced(batch: Batch, prices: PriceBook) -> Costs:
+def priced(batch: Batch, book: PriceBook, overrides: Overrides | None = None) -> Costs:
     """What the events cost, each at its own time; those without a model cost nothing."""
-    names = ("model", "provider", "service_tier")
-    model, provider, tier = (batch.coded[name] for name in names)
     tokens = np.stack([batch.numbers[name] for name in TOKENS], axis=1)
     nanos = np.zeros((batch.count, 4), np.int64)
     found: Mask = np.zeros(batch.count, np.bool_)
     versions: dict[str | None, int] = {None: 0}
     codes = np.zeros(batch.count, np.int64)
-    key = (model.codes * len(provider.values) + provider.codes) * len(tier.values) + tier.codes
-    for events in _split(key):
-        first = int(events[0])
-        name = model.at(first)
-        if name is None:
-            continue
-        at = batch.numbers["at"][events]
-        for price, chosen in prices.prices(name, provider.at(first), tier.at(first), at):
-            if price is None:
-                continue
-            where = events[chosen]
+    for price, where in _prices(batch, book, overrides):
+        if price is not None:
             nanos[where], found[where] = price.costs(tokens[where])
             codes[where] = versions.setdefault(price.version, len(versions))
     codes[~found] = 0
     return Costs(nanos, found, Column(list(versions), codes))
 
 
-def _unpriced(batch: Batch, costs: Costs) -> Unpriceds:
+def _prices(
+    batch: Batch, book: PriceBook, overrides: Overrides | None
+) -> Iterator[tuple[Price | None, Integers]]:
+    """The price of every event with a model, each with the indices of its events."""
+    names = ("model", "provider", "service_tier")
+    model, provider, tier = (batch.coded[name] for name in names)
+    key = (model.codes * len(provider.values) + provider.codes) * len(tier.values) + tier.codes
+    own = _with_own_prices(batch, overrides)
+    if own is not None:
+        key = key * (len(own.values) + 1) + own.codes
+    for events in _split(key):
+        first = int(events[0])
+        name = model.at(first)
+        if name is None:
+            continue
+        asked = (name, provider.at(first), tier.at(first), batch.numbers["at"][events])
+        org_id = None if own is None else own.at(first)
+        found = (
+            book.prices(*asked)
+            if org_id is None or overrides is None
+            else overrides.prices(book, org_id, *asked)
+        )
+        for price, chosen in found:
+            yield price, events[chosen]
+
+
+def _with_own_prices(batch: Batch, overrides: Overrides | None) -> Column | None:
+    """The organization of the events of those that have overrides; None where none of them has."""
+    if not overrides:
+        return None
+    org = batch.coded["org_id"]
+    values: list[bytes | None] = [None]
+    codes = []
+    for org_id in org.values:
+        codes.append(len(values) if org_id in overrides else 0)
+        if org_id in overrides:
+            values.append(org_id)
+    return Column(values, np.array(codes, np.int64)[org.codes]) if len(values) > 1 else None
+
+
+def unpriced_of(batch: Batch, unpriced: Integers) -> Unpriceds:
+    """Events by organization, model and provider, counted as often as ``unpriced`` says of each."""
     model, provider, org = (batch.coded[name] for name in ("model", "provider", "org_id"))
-    without = np.flatnonzero(~costs.priced & ~model.none())
+    without = np.flatnonzero(unpriced)
     key = (org.codes * len(model.values) + model.codes) * len(provider.values) + provider.codes
     found: Unpriceds = {}
     for chosen in _split(key[without]):
         events = without[chosen]
         first = int(events[0])
+        at = batch.numbers["at"][events]
         found[org.at(first), model.at(first), provider.at(first)] = Unpriced(
-            len(events), int(batch.numbers["at"][events].min())
+            int(unpriced[events].sum()), int(at.min()), int(at.max())
         )
     return found
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from services.usage_tracker.domain.columns import ABSENT, Batch, Column, Integers, Mask
+from common.columns import (
+    Coded,
+    Column,
+    Integers,
+    Mask,
+    column_of,
+    dense,
+    grouped,
+    joined,
+    packed_column,
+    packed_numbers,
+    ranges,
+)
+from services.usage_tracker.domain.columns import ABSENT, Batch
 from services.usage_tracker.domain.pricing import Cost
 
 MINUTE_US = 60_000_000
@@ -39,7 +52,8 @@ SUMS = (
     *("events", "errors", "unpriced_events", *TOKENS, *Cost._fields),
     *("cost_nano", "latency_count", "latency_sum_us"),
 )
-_MOST_KEYS = 2**62
+# Of a delta's number as it travels.
+SEQ = np.dtype("<i8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +74,63 @@ class Deltas:
     def __len__(self) -> int:
         return len(self.minutes)
 
-    def columns(self, first: int, chosen: Integers) -> dict[str, list[Any]]:
-        """Some deltas as they are sent on; ``first`` is the number of the first of all."""
-        ends = self.ends[chosen].tolist()
-        starts = np.concatenate([[0], self.ends])[chosen].tolist()
-        found: dict[str, list[Any]] = {
-            "seq": (chosen + first).tolist(),
-            "minute": self.minutes[chosen].tolist(),
-            "reason": [None] * len(chosen),
+    def packed(self, first: int, chosen: Integers, reason: str | None = None) -> dict[str, Any]:
+        """Some deltas as they are sent on, in their order; ``first`` is the number of the 0th."""
+        ends = np.concatenate([[0], self.ends])
+        starts, stops = ends[chosen], ends[chosen + 1]
+        cells = ranges(starts, stops)
+        return {
+            "seq": (chosen + first).astype(SEQ).tobytes(),
+            "minute": packed_numbers(self.minutes[chosen]),
+            "reason": Coded([reason], b""),
+            **{name: packed_column(c, chosen) for name, c in self.dimensions.items()},
+            **{name: packed_numbers(sums[chosen]) for name, sums in self.sums.items()},
+            "latency_bins": packed_numbers(self.bins[cells]),
+            "latency_counts": packed_numbers(self.counts[cells]),
+            "latency_ends": packed_numbers(np.cumsum(stops - starts)),
         }
-        for name, column in self.dimensions.items():
-            found[name] = [column.values[code] for code in column.codes[chosen].tolist()]
-        for name, sums in self.sums.items():
-            found[name] = sums[chosen].tolist()
-        for name, cells in (("latency_bins", self.bins), ("latency_counts", self.counts)):
-            listed = cells.tolist()
-            found[name] = [listed[s:e] for s, e in zip(starts, ends, strict=True)]
-        return found
+
+
+def joined_deltas(several: Sequence[Deltas]) -> Deltas:
+    """All of them, behind each other."""
+    if len(several) == 1:
+        return several[0]
+    offsets = np.cumsum([0, *(len(deltas.bins) for deltas in several)])
+    return Deltas(
+        np.concatenate([deltas.minutes for deltas in several]),
+        {n: joined(_pairs(several, n)) for n in DIMENSIONS},
+        {n: np.concatenate([deltas.sums[n] for deltas in several]) for n in SUMS},
+        np.concatenate([deltas.bins for deltas in several]),
+        np.concatenate([deltas.counts for deltas in several]),
+        np.concatenate([d.ends + o for d, o in zip(several, offsets[:-1], strict=True)]),
+    )
+
+
+def _pairs(several: Sequence[Deltas], name: str) -> Iterator[tuple[Sequence[Any], Integers]]:
+    return ((d.dimensions[name].values, d.dimensions[name].codes) for d in several)
+
+
+def packed_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Deltas by the names of their columns, at least one, as they are sent on."""
+    everything = np.arange(len(rows))
+
+    def integers(name: str) -> Integers:
+        return np.array([row[name] for row in rows], np.int64)
+
+    def cells(name: str) -> Integers:
+        return np.array([cell for row in rows for cell in row[name]], np.int64)
+
+    return {
+        "seq": integers("seq").astype(SEQ).tobytes(),
+        **{name: packed_numbers(integers(name)) for name in ("minute", *SUMS)},
+        **{
+            name: packed_column(column_of([row[name] for row in rows]), everything)
+            for name in (*DIMENSIONS, "reason")
+        },
+        "latency_bins": packed_numbers(cells("latency_bins")),
+        "latency_counts": packed_numbers(cells("latency_counts")),
+        "latency_ends": packed_numbers(np.cumsum([len(row["latency_bins"]) for row in rows])),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +173,32 @@ def _bounds() -> Integers:
 
 def deltas_of(batch: Batch, costs: Costs) -> Deltas:
     """What the events add, one delta for each window and combination of dimensions."""
-    measures = _measures(batch, costs)
+    return _deltas(batch, _measures(batch, costs), batch.numbers["latency_us"])
+
+
+def corrections_of(batch: Batch, more: Integers, unpriced: Integers) -> Deltas:
+    """What a change of the events' costs adds to their windows, signed.
+
+    Args:
+        batch: events that were counted before.
+        more: nano-dollars by which each has become dearer, of shape (events, 4) in the order of
+            ``Cost``.
+        unpriced: 1 for an event that has lost its price, -1 for one that has one now, else 0.
+    """
+    nothing = np.zeros(batch.count, np.int64)
+    measures = dict.fromkeys(SUMS, nothing) | {
+        "unpriced_events": unpriced,
+        **{name: more[:, kind] for kind, name in enumerate(Cost._fields)},
+        "cost_nano": more.sum(axis=1),
+    }
+    return _deltas(batch, measures, np.full(batch.count, ABSENT, np.int64))
+
+
+def _deltas(batch: Batch, measures: Mapping[str, Integers], latencies: Integers) -> Deltas:
     minutes = batch.numbers["at"] // MINUTE_US
-    firsts, groups = _grouped([*_keys(batch), _dense(minutes), _alone(measures)])
+    firsts, groups = grouped([*_keys(batch), dense(minutes), _alone(measures)])
     order = np.argsort(groups, kind="stable")
     starts = np.searchsorted(groups[order], np.arange(len(firsts)))
-    latencies = batch.numbers["latency_us"]
     timed = latencies != ABSENT
     cells, counts = np.unique(
         groups[timed] * _BINS + latency_bins(latencies[timed]), return_counts=True
@@ -166,32 +240,10 @@ def _keys(batch: Batch) -> list[tuple[Integers, int]]:
 
 def _alone(measures: Mapping[str, Integers]) -> tuple[Integers, int]:
     """A number of its own for each large event, 0 for all others."""
-    large = measures["cost_nano"] > _LARGE_NANO
+    large = np.abs(measures["cost_nano"]) > _LARGE_NANO
+    for name in Cost._fields:
+        # Those of a correction may cancel out.
+        large |= np.abs(measures[name]) > _LARGE_NANO
     for name in TOKENS:
         large |= measures[name] > _LARGE_TOKENS
     return np.where(large, np.cumsum(large), 0), int(large.sum()) + 1
-
-
-def _dense(values: Integers) -> tuple[Integers, int]:
-    distinct, codes = np.unique(values, return_inverse=True)
-    return codes, len(distinct)
-
-
-def _grouped(columns: list[tuple[Integers, int]]) -> tuple[Integers, Integers]:
-    """Group by columns of codes, each with how many codes there are.
-
-    Returns:
-        The first event of each group, ascending, and the group of each event.
-    """
-    key, most = np.zeros(len(columns[0][0]), np.int64), 1
-    for codes, count in columns:
-        if count <= 1:
-            continue
-        if most * count > _MOST_KEYS:
-            key, most = _dense(key)
-        key, most = key * count + codes, most * count
-    _, firsts, groups = np.unique(key, return_index=True, return_inverse=True)
-    order = np.argsort(firsts)
-    ranks = np.empty_like(order)
-    ranks[order] = np.arange(len(order))
-    return firsts[order], ranks[groups]

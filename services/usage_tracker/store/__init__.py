@@ -2,5 +2,14 @@
 
 from services.usage_tracker.store.layout import LayoutStore
 from services.usage_tracker.store.ledger import MANY_EVENTS, UsageStore, days_around
+from services.usage_tracker.store.prices import PriceStore
+from services.usage_tracker.store.repricing import RepricingStore
 
-__all__ = ["MANY_EVENTS", "LayoutStore", "UsageStore", "days_around"]
+__all__ = [
+    "MANY_EVENTS",
+    "LayoutStore",
+    "PriceStore",
+    "RepricingStore",
+    "UsageStore",
+    "days_around",
+]

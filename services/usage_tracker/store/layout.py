@@ -13,6 +13,7 @@ from common.errors import Conflict
 from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.records import EVENTS_TOPIC, events_partition
 from services.usage_tracker.store.ledger import EVENTS, FORGETTING, IDS
+from services.usage_tracker.store.repricing import ADJUSTMENTS, forget_orders
 from services.usage_tracker.store.walks import Walk
 
 # Owns the partitions while the layout is changed, and those that there are no more.
@@ -57,7 +58,11 @@ class LayoutStore:
     async def read(self) -> Layout | None:
         """The layout; None where it was never written."""
         async with self._db.session() as connection:
-            row = await connection.fetchrow(f"SELECT {_LAYOUT} FROM layout")
+            return await self.read_in(connection)
+
+    async def read_in(self, connection: Connection) -> Layout | None:
+        """As ``read``, over the caller's connection."""
+        row = await connection.fetchrow(f"SELECT {_LAYOUT} FROM layout")
         return None if row is None else _layout(row)
 
     async def begin(self, partitions: int) -> Layout:
@@ -142,7 +147,7 @@ class LayoutStore:
                 "UPDATE layout SET state = 'rehashing', fenced_until = $1",
                 max(leases, default=None),
             )
-            await _REHASHING.begin(connection, [EVENTS, IDS])
+            await _REHASHING.begin(connection, [EVENTS, IDS, ADJUSTMENTS])
             return True
 
     async def seconds_of_leases(self) -> float:
@@ -217,8 +222,9 @@ class LayoutStore:
                 partitions,
             )
             await _REHASHING.forget(connection)
-            # Rows are not where they were: this walk begins anew.
+            # Rows are not where they were: these walks begin anew.
             await FORGETTING.forget(connection)
+            await forget_orders(connection)
             await connection.execute("UPDATE deleted_orgs SET walking = false WHERE walking")
 
 

@@ -14,17 +14,20 @@ import numpy as np
 from asyncpg.pgproto import pgproto
 from numpy.typing import NDArray
 
+from common.columns import Integers
 from common.database import Change, Connection, Database
 from common.database.connection import using
 from common.database.copying import EPOCH_US, copy_rows, read_rows
 from common.threads import off_loop
 from common.timeseries import drop_partitions, ensure_partitions
-from services.usage_tracker.domain.columns import ID_BYTES, Batch, Integers, identity_hashes
+from services.usage_tracker.domain.columns import ID_BYTES, Batch, identity_hashes
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import microseconds, moment
 from services.usage_tracker.domain.pricing import DAY_US
 from services.usage_tracker.domain.settling import First, Identity, Settled
-from services.usage_tracker.domain.windows import SUMS
+from services.usage_tracker.domain.windows import SUMS, Deltas
+from services.usage_tracker.store.prices import PriceStore, catch_up_unpriced, note_unpriced
+from services.usage_tracker.store.repricing import ADJUSTMENTS, drop_finished
 from services.usage_tracker.store.rows import (
     DELTA_COLUMNS,
     EVENT_COLUMNS,
@@ -144,21 +147,49 @@ class UsageStore:
             await ensure_partitions(connection, table, days)
         await copy_rows(connection, IDS, ID_COLUMNS, ids)
         await copy_rows(connection, EVENTS, EVENT_COLUMNS, events)
-        last: int = await connection.fetchval(
-            """
-            INSERT INTO parts AS p (part, last_seq, duplicates, conflicts) VALUES ($1, $2, $3, $4)
+        await note_unpriced(connection, part, settled.unpriced)
+        return await self.append_deltas(
+            connection,
+            part,
+            settled.deltas,
+            duplicates=settled.duplicates,
+            conflicts=settled.conflict_count,
+        )
+
+    async def append_deltas(
+        self,
+        connection: Connection,
+        part: int,
+        deltas: Deltas,
+        *,
+        duplicates: int = 0,
+        conflicts: int = 0,
+        reason: str | None = None,
+    ) -> int:
+        """Append deltas in the caller's transaction; the part's writer is the caller.
+
+        Returns:
+            The number of the last one.
+        """
+        sql = """
+            INSERT INTO parts AS p (part, last_seq, duplicates, conflicts, unpriced_seq)
+            VALUES ($1, $2, $3, $4, $2)
             ON CONFLICT (part) DO UPDATE SET last_seq = p.last_seq + excluded.last_seq,
                 duplicates = p.duplicates + excluded.duplicates,
-                conflicts = p.conflicts + excluded.conflicts
+                conflicts = p.conflicts + excluded.conflicts,
+                unpriced_seq = p.unpriced_seq + excluded.last_seq
+            WHERE p.unpriced_seq = p.last_seq
             RETURNING last_seq
-            """,
-            part,
-            len(settled.deltas),
-            settled.duplicates,
-            settled.conflict_count,
-        )
-        deltas = await off_loop(long, delta_rows, part, last - len(settled.deltas), settled.deltas)
-        await copy_rows(connection, "deltas", DELTA_COLUMNS, deltas)
+            """
+        values = (part, len(deltas), duplicates, conflicts)
+        found: int | None = await connection.fetchval(sql, *values)
+        if found is None:
+            await catch_up_unpriced(connection, part)
+            found = await connection.fetchval(sql, *values)
+        last = int(found or 0)
+        long = len(deltas) > MANY_EVENTS
+        rows = await off_loop(long, delta_rows, part, last - len(deltas), deltas, reason)
+        await copy_rows(connection, "deltas", DELTA_COLUMNS, rows)
         return last
 
     async def repeats(self) -> dict[str, int]:
@@ -173,8 +204,8 @@ class UsageStore:
             )
         return dict(row or {})
 
-    async def unsent(self, part: int, limit: int) -> dict[str, list[Any]] | None:
-        """The next deltas to send on, as columns of ``usage.windows``; None where there is none."""
+    async def unsent(self, part: int, limit: int) -> list[dict[str, Any]]:
+        """The next deltas to send on, by the names of their columns on ``usage.windows``."""
         ids = ", ".join(f"uuid_send({name}) AS {name}" for name in ("org_id", *IDS_OF_DELTA))
         others = ", ".join((*TEXTS_OF_DELTA, *SUMS, *SKETCH, "reason"))
         async with self._db.session() as connection:
@@ -189,9 +220,7 @@ class UsageStore:
                 part,
                 limit,
             )
-        if not rows:
-            return None
-        return dict(zip(rows[0].keys(), map(list, zip(*rows, strict=True)), strict=True))
+        return [dict(row) for row in rows]
 
     async def sent_up_to(self, part: int) -> int:
         """The number of the last delta that was sent on; 0 while none was."""
@@ -242,7 +271,7 @@ class UsageStore:
         if wanted <= self._ready_days:
             return
         async with self._db.session() as connection:
-            for table in (EVENTS, IDS):
+            for table in (EVENTS, IDS, ADJUSTMENTS):
                 await ensure_partitions(connection, table, wanted)
         self._ready_days = wanted
 
@@ -250,10 +279,13 @@ class UsageStore:
         """Drop the days before; returns the names of their partitions."""
         async with self._db.session() as connection:
             dropped = await drop_partitions(connection, EVENTS, events_before)
+            dropped += await drop_partitions(connection, ADJUSTMENTS, events_before)
+            await drop_finished(connection, events_before)
             return dropped + await drop_partitions(connection, IDS, ids_before)
 
     async def note_deleted(self, change: Change, org_id: UUID, at: datetime) -> None:
-        """Remember an organization whose rows are to go."""
+        """Remember an organization whose rows are to go; its prices go at once."""
+        await PriceStore(change.connection).delete_all(org_id)
         await change.connection.execute(
             "INSERT INTO deleted_orgs (org_id, deleted_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
             org_id,
@@ -277,7 +309,7 @@ class UsageStore:
                 before,
             )
             if chosen:
-                await FORGETTING.begin(connection, [EVENTS, "deltas"])
+                await FORGETTING.begin(connection, [EVENTS, ADJUSTMENTS, "deltas", "unpriced"])
 
     async def forget_some(self) -> bool:
         """Remove raw events and windows of the organizations that go, from one range of rows.

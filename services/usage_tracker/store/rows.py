@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.columns import Column
 from common.database.copying import CopyRows
-from services.usage_tracker.domain.columns import ABSENT, Batch, Column
+from services.usage_tracker.domain.columns import ABSENT, Batch
 from services.usage_tracker.domain.pricing import Cost
 from services.usage_tracker.domain.settling import Settled
 from services.usage_tracker.domain.windows import MINUTE_US, SUMS, TOKENS, Deltas
 
 # Columns of one width first, side by side: so they are laid out at once.
 _EVENT_IDS = ("project_id", "team_id", "user_id", "api_key_id")
-_EVENT_TEXTS = (
-    *("event_type", "status", "model", "provider", "service_tier", "user_ref", "mcp_server"),
-    *("tool", "session_id", "request_id", "decision_id", "error_type", "metadata"),
+_EVENT_TEXTS = (*("session_id", "request_id", "decision_id", "user_ref", "metadata"),)
+# Of few values, which often go together.
+_EVENT_KINDS = (
+    *("event_type", "status", "model", "provider", "service_tier", "mcp_server", "tool"),
+    "error_type",
 )
 _EVENT_NUMBERS = ("latency_us", "client_cost_nano")
 EVENT_COLUMNS = (
@@ -23,7 +26,9 @@ EVENT_COLUMNS = (
     *_EVENT_IDS,
     *_EVENT_NUMBERS,
     *Cost._fields,
-    *("cost_nano", "price_version"),
+    "cost_nano",
+    "price_version",
+    *_EVENT_KINDS,
     *_EVENT_TEXTS,
 )
 ID_COLUMNS = ("part", "org_id", "event_id", "received_at", "digest")
@@ -36,6 +41,7 @@ DELTA_COLUMNS = (
     "org_id",
     *IDS_OF_DELTA,
     *TEXTS_OF_DELTA,
+    "reason",
     *SKETCH,
 )
 
@@ -61,23 +67,26 @@ def event_rows(part: int, settled: Settled) -> bytes:
         rows.int8(batch.numbers[name], batch.numbers[name] != ABSENT)
     for nanos in (*costs.nanos.T, costs.nanos.sum(axis=1)):
         rows.int8(nanos, costs.priced)
-    for column in (costs.versions, *(batch.coded[name] for name in _EVENT_TEXTS)):
-        _coded(rows, column)
+    _coded(rows, costs.versions, *(batch.coded[name] for name in _EVENT_KINDS))
+    for name in _EVENT_TEXTS:
+        _coded(rows, batch.coded[name])
     return rows.finish()
 
 
-def delta_rows(part: int, last: int, deltas: Deltas) -> bytes:
+def delta_rows(part: int, last: int, deltas: Deltas, reason: str | None = None) -> bytes:
     """For ``DELTA_COLUMNS``; ``last`` is the number before theirs."""
     rows = CopyRows(len(deltas), len(DELTA_COLUMNS))
     rows.int2(part).int8(np.arange(last + 1, last + 1 + len(deltas)))
     rows.timestamp(deltas.minutes * MINUTE_US)
     for name in SUMS:
         rows.int8(deltas.sums[name])
-    for name in ("org_id", *IDS_OF_DELTA, *TEXTS_OF_DELTA):
+    for name in ("org_id", *IDS_OF_DELTA):
         _coded(rows, deltas.dimensions[name])
+    why = Column([reason], np.zeros(len(deltas), np.int64))
+    _coded(rows, *(deltas.dimensions[name] for name in TEXTS_OF_DELTA), why)
     rows.int4_arrays(deltas.bins, deltas.ends).int8_arrays(deltas.counts, deltas.ends)
     return rows.finish()
 
 
-def _coded(rows: CopyRows, column: Column) -> None:
-    rows.coded(column.encoded(), column.codes)
+def _coded(rows: CopyRows, *columns: Column) -> None:
+    rows.coded(*((column.encoded(), column.codes) for column in columns))

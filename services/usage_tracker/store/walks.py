@@ -46,11 +46,16 @@ class Walk:
             list(tables),
         )
 
-    async def next(self, connection: Connection) -> Range | None:
+    async def next(self, connection: Connection, parts: int = 1) -> Range | None:
         """The next range, which is done with when the caller's transaction commits.
 
         None where every range is done or another transaction's; a table that is gone is done.
+
+        Args:
+            connection: the caller's.
+            parts: how many times smaller than others the range is.
         """
+        blocks = max(1, self._blocks // parts)
         while True:
             row = await connection.fetchrow(
                 """
@@ -62,13 +67,13 @@ class Walk:
                 RETURNING relation, next_block, to_regclass(relation) IS NOT NULL AS exists
                 """,
                 self.name,
-                self._blocks,
+                blocks,
             )
             if row is None:
                 return None
             if row["exists"]:
                 end: int = row["next_block"]
-                return Range(row["relation"], (end - self._blocks, 0), (end, 0))
+                return Range(row["relation"], (end - blocks, 0), (end, 0))
             await connection.execute(
                 "DELETE FROM walks WHERE name = $1 AND relation = $2", self.name, row["relation"]
             )

@@ -11,15 +11,11 @@ from uuid import uuid4
 import pytest
 
 from common.database import Database, Scope
-from services.analytics.domain import (
-    DIMENSIONS,
-    GAMMA,
-    SUMS,
-    Columns,
-    Windows,
-    pieces,
-)
+from services.analytics.domain.measures import DIMENSIONS, GAMMA, SUMS
+from services.analytics.domain.ranges import pieces
+from services.analytics.domain.windows import Windows
 from services.analytics.store import Query, Result, RollupStore
+from tests.analytics.deltas import windows_of
 
 START = datetime(2026, 3, 30, 22, 0, tzinfo=UTC)
 
@@ -57,18 +53,11 @@ class Books:
         self.rows: list[dict[str, object]] = []
 
     def windows(self, source: int, size: int, mark: int | None = None) -> Windows:
-        names = Columns.__struct_fields__
-        columns: dict[str, list[object]] = {name: [] for name in names}
-        first = self.seq[source] + 1
-        for _ in range(size):
-            row = self._row(source)
-            self.rows.append(row)
-            for name in names:
-                columns[name].append(row[name])
-        marks = {} if mark is None else {source: mark}
-        return Windows(marks, source, first, self.seq[source], Columns(**columns))
+        rows = [self.row(source) for _ in range(size)]
+        return windows_of(rows, source, mark)
 
-    def _row(self, source: int) -> dict[str, object]:
+    def row(self, source: int = 0, **given: object) -> dict[str, object]:
+        """A delta, with what is given."""
         rng = self._rng
         self.seq[source] += 1
         # 60 hours across the end of a month.
@@ -93,6 +82,8 @@ class Books:
             "reason": None,
         }
         row["cache_write_tokens"] = row["cache_write_5m_tokens"] + row["cache_write_1h_tokens"]
+        row |= given
+        self.rows.append(row)
         return row
 
     def total(self, name: str, start: datetime, end: datetime, **wanted: object) -> int:
@@ -134,7 +125,6 @@ def all_of(books: Books, end: datetime) -> Query:
 
 
 async def roll_up(store: RollupStore, books: Books, before: datetime = EVER) -> int:
-    """Move all deltas on, and on again those before a time; returns how many deltas there were."""
-    moved = await store.gather(books.part)
-    await store.roll_up(books.part, before)
-    return moved
+    """Make one block of all; move on those before a time, and say how many they are."""
+    await store.gather(books.part)
+    return await store.roll_up(books.part, before)

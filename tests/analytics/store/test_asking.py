@@ -4,11 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.analytics.domain import (
-    Windows,
-    pieces,
-)
+from services.analytics.domain.ranges import pieces
+from services.analytics.domain.windows import Windows
 from services.analytics.store import Query
+from tests.analytics.deltas import windows_of
 from tests.analytics.store.conftest import (
     MODELS,
     PROJECTS,
@@ -41,11 +40,9 @@ async def test_groups_and_filters_agree_with_sums_by_hand(db, store):
 
 async def test_groups_that_only_control_characters_tell_apart_stay_apart(db, store):
     books = Books()
-    record = books.windows(0, 2)
     names = [("x\x01=y", "z"), ("x", "y\x01=z")]
-    for i, (model, provider) in enumerate(names):
-        record.columns.model[i], record.columns.provider[i] = model, provider
-    await append(db, store, books, record)
+    rows = [books.row(model=model, provider=provider) for model, provider in names]
+    await append(db, store, books, windows_of(rows))
     end = START + timedelta(days=5)
     result = await ask(store, books, START, end, "all", group_by=("model", "provider"))
     assert {(r.dimensions["model"], r.dimensions["provider"]) for r in result.rows} == set(names)
@@ -166,11 +163,9 @@ async def test_sums_beyond_64_bits_stay_exact_and_stop_nobody(db, store):
     books = Books()
     large = 2**62
     for _ in range(3):
-        record = books.windows(0, 1)
-        for name in ("cost_nano", "input_nano", "input_tokens", "latency_sum_us"):
-            getattr(record.columns, name)[0] = books.rows[-1][name] = large
-        record.columns.minute[0] = books.rows[-1]["minute"] = int(START.timestamp()) // 60
-        await append(db, store, books, record)
+        names = ("cost_nano", "input_nano", "input_tokens", "latency_sum_us")
+        row = books.row(minute=int(START.timestamp()) // 60, **dict.fromkeys(names, large))
+        await append(db, store, books, windows_of([row]))
         await roll_up(store, books)
     end = START + timedelta(days=5)
     result = await ask(store, books, START, end, "all")

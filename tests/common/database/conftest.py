@@ -17,6 +17,8 @@ NAME = "plain"
 MIGRATION = """
 CREATE TABLE notes (id int PRIMARY KEY, label text);
 CREATE TABLE kinds (id uuid, at timestamptz, day date, tree jsonb, raw bytea, ids uuid[]);
+CREATE TABLE copied (two smallint, eight bigint, maybe bigint, at timestamptz, id uuid, a text,
+    b text, c uuid, d bytea, alone text, fours integer[], eights bigint[]);
 """
 
 

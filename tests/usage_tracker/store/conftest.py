@@ -13,6 +13,7 @@ from common.events.bus import Record
 from common.events.ledger.offsets import Offsets
 from common.testing import silent_telemetry
 from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.consumer.events import Counted, EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.domain.pricing import PriceBook
@@ -51,7 +52,7 @@ def store(db: Database) -> UsageStore:
 
 @pytest.fixture
 def worker(db: Database, store: UsageStore) -> EventsConsumer:
-    accounting = Accounting(store, PriceBook.bundled(), timedelta(days=8))
+    accounting = Accounting(store, CurrentPrices(PriceBook.bundled(), db), timedelta(days=8))
     return EventsConsumer(accounting, db, silent_telemetry(), RecentDeltas(), layouts_of(1))
 
 

@@ -13,8 +13,10 @@ from common.database import Connection, Database
 from common.events.bus import Record
 from common.events.ledger import RecordRefused
 from common.events.ledger.offsets import Fenced
+from services.analytics.domain.windows import Columns
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.store import UsageStore
+from tests.analytics.deltas import columns_of, rows_of
 from tests.usage_tracker.store.conftest import NOW, MakeArrived, MakeRecord, Owner, total
 
 pytestmark = pytest.mark.store
@@ -181,21 +183,17 @@ async def test_what_is_unsent_comes_as_the_columns_of_the_contract(
     for number in (1, 2, 3):
         await owner.process(record(arrived(project_id=project, latency_us=10), number=number))
     first = await store.unsent(0, 2)
-    assert first is not None
-    assert first["seq"] == [1, 2]
-    assert first["org_id"] == [UUID(int=1).bytes] * 2
-    assert first["project_id"] == [project.bytes] * 2
-    assert first["team_id"] == [None, None]
-    assert first["minute"] == [int(NOW.timestamp()) // 60] * 2
-    assert first["latency_bins"] == [[117], [117]]
-    assert first["reason"] == [None, None]
+    assert [row["seq"] for row in first] == [1, 2]
+    for row in first:
+        assert (row["org_id"], row["project_id"]) == (UUID(int=1).bytes, project.bytes)
+        assert (row["team_id"], row["reason"]) == (None, None)
+        assert row["minute"] == int(NOW.timestamp()) // 60
+        assert row["latency_bins"] == [117]
     await store.sent(0, 2)
     await store.sent(0, 1)
-    rest = await store.unsent(0, 2)
-    assert rest is not None
-    assert rest["seq"] == [3]
+    assert [row["seq"] for row in await store.unsent(0, 2)] == [3]
     await store.sent(0, 3)
-    assert await store.unsent(0, 2) is None
+    assert await store.unsent(0, 2) == []
 
 
 async def test_what_is_kept_to_be_sent_on_is_what_the_database_holds(
@@ -209,7 +207,10 @@ async def test_what_is_kept_to_be_sent_on_is_what_the_database_holds(
     counted = await owner.process(record(*events))
 
     ((first, deltas),) = counted.deltas
-    assert deltas.columns(first, np.arange(len(deltas))) == await store.unsent(0, 100)
+    kept = Columns(**deltas.packed(first, np.arange(len(deltas))))
+    held = columns_of(await store.unsent(0, 100))
+    assert rows_of(kept) == rows_of(held)
+    assert len(rows_of(held)) == len(deltas)
 
 
 async def test_an_event_of_the_largest_counts_fits_and_costs_what_it_costs_or_nothing(

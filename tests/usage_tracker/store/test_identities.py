@@ -10,6 +10,7 @@ import pytest
 from common.database import Database
 from common.testing import silent_telemetry
 from services.usage_tracker.actions.accounting import Accounting
+from services.usage_tracker.actions.prices import CurrentPrices
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.domain.pricing import PriceBook
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.store
 
 async def an_owner(db: Database, store: UsageStore, name: str, **sizes: int) -> Owner:
     """One that has learned which identities the part holds."""
-    accounting = Accounting(store, PriceBook.bundled(), timedelta(days=8))
+    accounting = Accounting(store, CurrentPrices(PriceBook.bundled(), db), timedelta(days=8))
     worker = EventsConsumer(
         accounting, db, silent_telemetry(), RecentDeltas(), layouts_of(1), **sizes
     )

@@ -15,7 +15,7 @@ from common.events.bus import Backoff, Bus, BusUnavailable, TopicMismatch, Topic
 from common.events.delivery import lag_gauge
 from common.events.ledger.members import Members, share_of
 from common.events.ledger.offsets import Offsets
-from common.events.ledger.tenure import After, Apply, PartHook, Tenure, Work
+from common.events.ledger.tenure import After, Apply, Chores, PartHook, Tenure, Work
 from common.events.worker import cut
 
 # Seconds that a batch gets to finish when its partition is given back.
@@ -66,6 +66,7 @@ class PartitionConsumer:
         stall: float = 30.0,
         backoff: Backoff | None = None,
         partitions: int | None = None,
+        chores: Chores | None = None,
     ) -> None:
         """Takes nothing before ``start``.
 
@@ -85,6 +86,7 @@ class PartitionConsumer:
             stall: seconds after which it is a fault that records wait and none comes.
             backoff: between attempts after an error.
             partitions: how many the topic must have; None works with as many as it has.
+            chores: what else is done with a partition that is held.
         """
         self.name = f"{group} of {topic}"
         self._bus = bus
@@ -109,6 +111,7 @@ class PartitionConsumer:
             on_take=on_take,
             max_records=max_records,
             backoff=backoff or _RETRY,
+            chores=chores,
         )
         self._parts = 0
         self._share: frozenset[int] = frozenset()

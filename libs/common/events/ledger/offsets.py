@@ -140,6 +140,25 @@ class Offsets:
             )
         return found
 
+    async def hold(self, connection: Connection, part: int, epoch: int) -> None:
+        """Keep the partition from being taken until the caller's transaction ends.
+
+        Raises:
+            Fenced: the epoch is over; the transaction must not commit.
+        """
+        done = await connection.execute(
+            """
+            UPDATE offsets SET lease_until = now() + $4
+            WHERE topic = $1 AND part = $2 AND epoch = $3
+            """,
+            self._topic,
+            part,
+            epoch,
+            self._lease,
+        )
+        if done != "UPDATE 1":
+            raise Fenced(f"{self._topic}/{part}: epoch {epoch} is over")
+
     async def advance(
         self, connection: Connection, part: int, epoch: int, old: str | None, new: str
     ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from common.database import Connection, Database
 from common.events.bus import Backoff, Bus, BusUnavailable, OffsetLost, Record, token_of
@@ -19,12 +19,26 @@ Apply = Callable[[Connection, int, list[Record]], Awaitable[Any]]
 After = Callable[[int, Any], Awaitable[None]]
 PartHook = Callable[[int], Awaitable[None]]
 
+# Seconds until chores that failed are tried again.
+_CHORES_REST = 5.0
 # Seconds that one fetch waits for records.
 _WAIT = 5.0
 # Unexpected errors in a row until a partition stops.
 _MOST_FAILURES = 5
 
 _logger = logging.getLogger(__name__)
+
+
+class Chores(Protocol):
+    """What the owner of a partition does beside its records, between two batches."""
+
+    def due(self, part: int) -> bool:
+        """Whether there is something to do."""
+        ...
+
+    async def step(self, connection: Connection, part: int) -> None:
+        """Do some of it in the transaction, which commits only while the partition is held."""
+        ...
 
 
 class RecordRefused(Exception):
@@ -49,6 +63,7 @@ class Work:
     on_take: PartHook | None
     max_records: int
     backoff: Backoff
+    chores: Chores | None = None
 
 
 class Tenure:
@@ -75,6 +90,7 @@ class Tenure:
         # When something last came, was applied, or failed.
         self._stirred_at = monotonic()
         self._prepared = False
+        self._chores_at = 0.0
         # Whether the broker has shown, since it last failed, that the position is in its log.
         self._sound = False
         # Since when the broker does not answer.
@@ -92,6 +108,7 @@ class Tenure:
                 if not self._prepared:
                     await self._prepare()
                 await self._next()
+                await self._do_chores()
             except Fenced as lost:
                 _logger.warning("gives up: %s", lost)
                 return
@@ -189,7 +206,7 @@ class Tenure:
 
     async def _next(self) -> None:
         work = self._work
-        wait = _WAIT if self._sound else 0.0
+        wait = _WAIT if self._sound and not self._chores_due() else 0.0
         records = await work.bus.fetch(
             work.topic, self.part, self._position, max_records=work.max_records, wait=wait
         )
@@ -211,6 +228,33 @@ class Tenure:
                     # What is in memory lacks this batch.
                     self._prepared = False
                     raise
+
+    def _chores_due(self) -> bool:
+        chores = self._work.chores
+        return chores is not None and monotonic() >= self._chores_at and chores.due(self.part)
+
+    async def _do_chores(self) -> None:
+        """A step of them; one that fails stops no records."""
+        work = self._work
+        if work.chores is None or not self._chores_due():
+            return
+        try:
+            with self.worker.step():
+                async with work.db.session() as connection, connection.transaction():
+                    await work.chores.step(connection, self.part)
+                    # Not before: leases are renewed, and lost ones taken, while a step lasts.
+                    await work.offsets.hold(connection, self.part, self.epoch)
+        except Fenced:
+            raise
+        except Exception as error:
+            known = isinstance(error, TRANSIENT)
+            _logger.warning(
+                "%s: its chores failed and will be tried again: %s",
+                self._place,
+                error,
+                exc_info=None if known else error,
+            )
+            self._chores_at = monotonic() + _CHORES_REST
 
     async def _apply(self, records: list[Record]) -> Any:
         work, last = self._work, records[-1].place

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mindweave.options.v1 import options_pb2 as mindweave_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'mindweave/usage_tracker/v1/events.proto\x12\x1amindweave.usage_tracker.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mindweave/options/v1/options.proto\"\xdb\x01\n\rUsageUnpriced\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x16\n\x05model\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x08provider\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x17\n\x06\x65vents\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x34\n\x08\x66irst_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01:%\xf2\xc7\x18!\n\x0eusage.unpriced\x12\x0fplatform.eventsB\x0b\n\t_provider\"\x8d\x01\n\rUsageConflict\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x17\n\x06\x65vents\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\"\n\tevent_ids\x18\x03 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10\x64\"\x05r\x03\xb0\x01\x01:%\xf2\xc7\x18!\n\x0eusage.conflict\x12\x0fplatform.eventsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'mindweave/usage_tracker/v1/events.proto\x12\x1amindweave.usage_tracker.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mindweave/options/v1/options.proto\"\xdb\x01\n\rUsageUnpriced\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x16\n\x05model\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x08provider\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x17\n\x06\x65vents\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x34\n\x08\x66irst_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01:%\xf2\xc7\x18!\n\x0eusage.unpriced\x12\x0fplatform.eventsB\x0b\n\t_provider\"\x8d\x01\n\rUsageConflict\x12\x18\n\x06org_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x17\n\x06\x65vents\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\"\n\tevent_ids\x18\x03 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10\x64\"\x05r\x03\xb0\x01\x01:%\xf2\xc7\x18!\n\x0eusage.conflict\x12\x0fplatform.events\"\x8e\x02\n\x0cPriceChanged\x12\x1a\n\x08price_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x06org_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x16\n\x05model\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x08provider\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cservice_tier\x18\x05 \x01(\tH\x01\x88\x01\x01\x12:\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01:$\xf2\xc7\x18 \n\rprice.changed\x12\x0fplatform.eventsB\x0b\n\t_providerB\x0f\n\r_service_tierb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,8 +52,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGECONFLICT'].fields_by_name['event_ids']._serialized_options = b'\272H\014\222\001\t\020d\"\005r\003\260\001\001'
   _globals['_USAGECONFLICT']._loaded_options = None
   _globals['_USAGECONFLICT']._serialized_options = b'\362\307\030!\n\016usage.conflict\022\017platform.events'
+  _globals['_PRICECHANGED'].fields_by_name['price_id']._loaded_options = None
+  _globals['_PRICECHANGED'].fields_by_name['price_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_PRICECHANGED'].fields_by_name['org_id']._loaded_options = None
+  _globals['_PRICECHANGED'].fields_by_name['org_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_PRICECHANGED'].fields_by_name['model']._loaded_options = None
+  _globals['_PRICECHANGED'].fields_by_name['model']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_PRICECHANGED'].fields_by_name['effective_from']._loaded_options = None
+  _globals['_PRICECHANGED'].fields_by_name['effective_from']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_PRICECHANGED']._loaded_options = None
+  _globals['_PRICECHANGED']._serialized_options = b'\362\307\030 \n\rprice.changed\022\017platform.events'
   _globals['_USAGEUNPRICED']._serialized_start=170
   _globals['_USAGEUNPRICED']._serialized_end=389
   _globals['_USAGECONFLICT']._serialized_start=392
   _globals['_USAGECONFLICT']._serialized_end=533
+  _globals['_PRICECHANGED']._serialized_start=536
+  _globals['_PRICECHANGED']._serialized_end=806
 # @@protoc_insertion_point(module_scope)

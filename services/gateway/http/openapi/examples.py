@@ -18,6 +18,8 @@ UUIDS = {
 _TIMES = {
     "expires_at": "2030-01-01T00:00:00Z",
     "end": "2026-03-02T00:00:00Z",
+    "effective_until": "2027-03-01T00:00:00Z",
+    "last_at": "2026-03-01T09:30:00Z",
     "updated_at": "2026-03-01T09:30:00Z",
     "fresh_until": "2026-03-01T12:00:00Z",
 }
@@ -69,6 +71,11 @@ _VALUES: dict[str, Any] = {
     "accepted": 2,
     "index": 2,
     "cost_usd": "0.001234500",
+    "client_cost_usd": "0.001300000",
+    "difference_usd": "0.000065500",
+    "usd_per_million": "3.000000000",
+    "prompt_over": 200000,
+    "discount_bp": 500,
     "metadata": {"feature": "search"},
     "event_type": "api_call",
     "role": "member",

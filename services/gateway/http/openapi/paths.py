@@ -87,6 +87,8 @@ def _statuses(operation: Operation) -> list[int]:
         found.add(404)
     if route.body:
         found |= {408, 413, 415}
+    if _in_query(operation, route):
+        found.add(414)
     if not operation.idempotent:
         found.add(409)
     if operation.full_name in versioned_operations():
@@ -105,15 +107,21 @@ def _parameters(operation: Operation, route: Route, schemas: Schemas) -> Iterato
     in_path = path_fields(route)
     for name in in_path:
         yield _parameter(fields[name], "path", schemas)
-    if not route.body and not operation.raw:
-        for field in fields.values():
-            if field.name not in in_path and field.kind != "mask":
-                yield _parameter(field, "query", schemas)
+    for field in _in_query(operation, route):
+        yield _parameter(field, "query", schemas)
     if not operation.idempotent:
         yield refer("parameters", "IdempotencyKey")
     if operation.full_name in versioned_operations():
         yield refer("parameters", "IfMatch")
     yield refer("parameters", "CorrelationId")
+
+
+def _in_query(operation: Operation, route: Route) -> list[Field]:
+    if route.body or operation.raw:
+        return []
+    in_path = path_fields(route)
+    fields = fields_of(operation.request).values()
+    return [field for field in fields if field.name not in in_path and field.kind != "mask"]
 
 
 def _parameter(field: Field, place: str, schemas: Schemas) -> Json:

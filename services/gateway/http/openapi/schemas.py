@@ -17,7 +17,12 @@ Schema = dict[str, Any]
 
 MONEY = r"^-?[0-9]+\.[0-9]{9}$"
 # Times that every answer has; other times may be null.
-_ALWAYS = frozenset({"created_at", "updated_at", "accepted_at", "last_seen_at"})
+_ALWAYS = frozenset(
+    {
+        *("created_at", "updated_at", "accepted_at", "last_seen_at"),
+        *("effective_from", "first_at", "last_at"),
+    }
+)
 _FORMATS = ("uuid", "email", "hostname", "ipv4", "ipv6", "uri")
 
 
@@ -144,7 +149,7 @@ def _object(descriptor: Descriptor, properties: dict[str, Schema]) -> Schema:
 
 
 def _may_lack(field: Field) -> bool:
-    if field.kind == "message" or field.name in _ALWAYS:
+    if field.name in _ALWAYS or (field.kind == "message" and not field.optional):
         return False
     return field.nullable and not field.repeated
 

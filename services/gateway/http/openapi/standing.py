@@ -151,6 +151,7 @@ PROBLEMS: dict[int, tuple[str, str, str]] = {
     409: ("Conflict", "conflict", "The state of things forbids it."),
     412: ("PreconditionFailed", "precondition_failed", "The resource has another ETag now."),
     413: ("PayloadTooLarge", "payload_too_large", "The body is too large."),
+    414: ("TargetTooLong", "target_too_long", "The path and query are too long."),
     415: ("UnsupportedMediaType", "unsupported_media_type", "Another content type or encoding."),
     422: (
         "Invalid",

@@ -1,0 +1,1 @@
+"""What analytics knows of windows and of time, without any I/O."""
