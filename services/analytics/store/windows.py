@@ -34,6 +34,13 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DELTA_COLUMNS = (
     *("part", "start", "series_id", *SUMS, "org_id", "latency_bins", "latency_counts"),
 )
+_SERIES_COLUMNS = ("series_id", "org_id", *DIMENSIONS)
+_SERIES_ARRAYS = ", ".join(
+    f"${n}::{'uuid' if name.endswith('_id') else 'text'}[]"
+    for n, name in enumerate(_SERIES_COLUMNS, start=2)
+)
+_INSERT_SERIES = f"""INSERT INTO series (part, {", ".join(_SERIES_COLUMNS)})
+    SELECT $1, * FROM unnest({_SERIES_ARRAYS}) ON CONFLICT DO NOTHING"""
 _MINUTE_US = 60_000_000
 _MOST_SERIES = 100_000
 # So many take milliseconds.
@@ -122,18 +129,14 @@ class RollupStore:
     ) -> Collection[bytes]:
         count = sum(map(len, found))
         new, some, data = await off_loop(count > _MANY_DELTAS, self._block, found)
-        await connection.executemany(
-            f"""INSERT INTO series (part, org_id, series_id, {", ".join(DIMENSIONS)})
-                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-                ON CONFLICT DO NOTHING""",
-            [
-                (
-                    *(part, UUID(bytes=some.deltas.orgs.at(index)), UUID(bytes=series)),
-                    *(_uuid(column.at(index)) for column in some.dimensions.values()),
-                )
-                for series, index in new.items()
-            ],
-        )
+        if new:
+            columns = {"org_id": some.deltas.orgs, **some.dimensions}
+            await connection.execute(
+                _INSERT_SERIES,
+                part,
+                [UUID(bytes=series) for series in new],
+                *([_uuid(c.at(index)) for index in new.values()] for c in columns.values()),
+            )
         await _keep(connection, part, some.deltas, data)
         return new
 
