@@ -43,6 +43,18 @@ from services.usage_tracker.store.walks import Walk
 
 EVENTS = "events"
 IDS = "event_ids"
+# The latest acceptance of each identity, by arrays of both its ids, in a part from a time on.
+FIRST_ACCEPTANCES = """
+    SELECT wanted.n, known.digest, known.received_at
+    FROM unnest($2::uuid[], $3::uuid[]) WITH ORDINALITY AS wanted (org_id, event_id, n)
+    CROSS JOIN LATERAL (
+        SELECT i.digest, i.received_at FROM event_ids AS i
+        WHERE uuid_hash_extended(i.event_id, 0) = uuid_hash_extended(wanted.event_id, 0)
+            AND i.event_id = wanted.event_id AND i.org_id = wanted.org_id
+            AND i.part = $1 AND i.received_at >= $4
+        ORDER BY i.received_at DESC LIMIT 1
+    ) AS known
+"""
 # More events than these take milliseconds wherever they are looked at.
 MANY_EVENTS = 500
 # Blocks of one step, which one statement reads in tens of milliseconds.
@@ -78,16 +90,7 @@ class UsageStore:
         # So many probes look costly enough to the planner to compile them anew for each batch.
         await connection.execute("SET LOCAL jit = off")
         rows = await connection.fetch(
-            """
-            SELECT wanted.n, known.digest, known.received_at
-            FROM unnest($2::uuid[], $3::uuid[]) WITH ORDINALITY AS wanted (org_id, event_id, n)
-            CROSS JOIN LATERAL (
-                SELECT i.digest, i.received_at FROM event_ids AS i
-                WHERE i.part = $1 AND i.org_id = wanted.org_id AND i.event_id = wanted.event_id
-                    AND i.received_at >= $4
-                ORDER BY i.received_at DESC LIMIT 1
-            ) AS known
-            """,
+            FIRST_ACCEPTANCES,
             part,
             list(map(pgproto.UUID, orgs)),
             list(map(pgproto.UUID, events)),

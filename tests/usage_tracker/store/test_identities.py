@@ -15,6 +15,7 @@ from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.store import UsageStore
+from services.usage_tracker.store.ledger import FIRST_ACCEPTANCES
 from tests.common.waiting import eventually
 from tests.usage_tracker.conftest import layouts_of
 from tests.usage_tracker.plain import Arrived
@@ -165,12 +166,14 @@ async def test_an_identity_is_exact_to_eight_days_across_partitions(
 
 
 async def test_the_look_up_of_identities_uses_their_index(db: Database, store: UsageStore) -> None:
-    async with db.session() as connection:
-        indexes = await connection.fetch(
-            "SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'event_ids%'"
-        )
-    assert indexes
-    assert all("(part, org_id, event_id)" in row["indexdef"] for row in indexes)
+    async with db.session() as connection, connection.transaction():
+        await connection.execute("SET LOCAL enable_seqscan = off")
+        plan = await connection.fetch(f"EXPLAIN {FIRST_ACCEPTANCES}", 0, [uuid4()], [uuid4()], NOW)
+    lines = [line for (line,) in plan]
+    assert not any("Seq Scan" in line for line in lines)
+    conditions = [line for line in lines if "Index Cond" in line]
+    assert conditions
+    assert all("uuid_hash_extended" in line for line in conditions), lines
 
 
 async def test_identities_are_read_one_part_at_a_time_beside_the_pool(
