@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Seconds until it had stopped, until it was ready, until all parts were read as well.
+    """Seconds until it had stopped; from the start, until it was ready and all parts were read.
 
     ``readings`` holds each, in their order; a part may be read by one worker after the other.
     """
@@ -63,15 +63,23 @@ def restart(platform: Platform, partitions: int) -> Restart:
     platform.start()
     platform.wait_until_ready(_PATIENCE)
     ready = time.monotonic()
-    while True:
-        readings = list(_readings(platform, ends))
-        if len({reading.part for reading in readings}) == partitions:
-            break
+    readings: list[Reading] = []
+    read = ready
+    while not _is_calm(readings, partitions, time.monotonic() - read):
         if time.monotonic() > stopped + _PATIENCE:
-            raise TimeoutError(f"{len(readings)} of {partitions} parts were read")
+            raise TimeoutError(f"not all of {partitions} parts were read: {readings}")
         time.sleep(_LOOK_EVERY)
-    read = time.monotonic()
+        found = list(_readings(platform, ends))
+        if len(found) > len(readings):
+            readings, read = found, time.monotonic()
     return Restart(stopped - began, ready - stopped, read - stopped, readings)
+
+
+def _is_calm(readings: Sequence[Reading], partitions: int, seconds: float) -> bool:
+    """Whether all parts are read, and for so long that none is just given to another worker."""
+    if len({reading.part for reading in readings}) < partitions:
+        return False
+    return seconds > 1.0 + 2 * max(reading.seconds for reading in readings)
 
 
 def _logs(platform: Platform) -> list[Path]:
