@@ -1,4 +1,4 @@
-"""The settings of a running platform's servers that decide what a crash may lose."""
+"""The settings of a running platform's servers that decide what a crash may lose, and memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import asyncpg
 from redis.asyncio import Redis
 
-_POSTGRES = ("fsync", "synchronous_commit", "full_page_writes")
+_POSTGRES = (
+    *("fsync", "synchronous_commit", "full_page_writes"),
+    *("shared_buffers", "max_wal_size"),
+)
 _KAFKA = ("log.flush.interval.messages", "log.flush.interval.ms", "min.insync.replicas")
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import cycle
 from pathlib import Path
 
 import msgspec
@@ -16,37 +18,46 @@ import numpy as np
 import uvloop
 
 from bench.load import HttpConnections, Latencies
-from bench.traffic import Bytes, Traffic
+from bench.repeats import Repeats
+from bench.tenant import Tenant
+from bench.traffic import ROW_BYTES, USERS, Bytes, Traffic, body_bytes, body_of
 
+# What tells an event: the number of its organization, from 1, and its id.
+EVENT = np.dtype("S17")
 _AGAIN = frozenset({429, 503})
+# Of all organizations, and at least of each.
+_POOL, _LEAST = 30_000, 1000
 
 
 class Job(msgspec.Struct, frozen=True):
     """What to send, and how.
 
-    ``batches_per_s`` None: as fast as ``connections`` closed loops can. ``ids`` is the file that
-    gets the acknowledged ids, 16 bytes each.
+    Requests are of one organization each, in turns. ``batches_per_s`` None: as fast as
+    ``connections`` closed loops can. ``ids`` is the file that gets, as ``EVENT``, what was
+    acknowledged and is new; ``stored`` one of rows that were stored before, of shape
+    (organizations, rows, bytes).
     """
 
     host: str
     port: int
-    key: str
-    projects: list[str]
+    tenants: Sequence[Tenant]
     seconds: float
     batch: int
     connections: int
     seed: int
     ids: str
+    stored: str | None = None
     batches_per_s: float | None = None
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """What came of it.
+    """What came of it; ``accepted`` are those acknowledged that are no ``repeats``.
 
     Times are seconds since 1970, latencies milliseconds from when it was due until the 202.
     """
 
     accepted: int
+    repeats: int
     refusals: int
     began: float
     ended: float
@@ -55,18 +66,63 @@ class Sent(msgspec.Struct, frozen=True):
     latencies: list[float]
 
 
+class Source:
+    """The requests of one organization, and what of them was acknowledged."""
+
+    def __init__(self, job: Job, number: int, stored: Bytes) -> None:
+        tenant, share = job.tenants[number], len(job.tenants)
+        seed = job.seed * share + number
+        self._traffic = Traffic(
+            tenant.projects, seed, users=USERS // share, pool=max(_LEAST, _POOL // share)
+        )
+        self._repeats = Repeats(stored, seed)
+        self._head = (
+            f"POST /v1/events HTTP/1.1\r\nHost: {job.host}\r\n"
+            f"Authorization: Bearer {tenant.key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {body_bytes(job.batch)}\r\n\r\n"
+        ).encode()
+        self._batch = job.batch
+        self._ids: list[Bytes] = []
+        self._number = number
+        self.repeats = 0
+
+    @property
+    def accepted(self) -> int:
+        return sum(map(len, self._ids))
+
+    def request(self) -> tuple[bytes, Bytes, Bytes]:
+        """A whole request, and the rows and ids in it that are new."""
+        rows, ids = self._traffic.rows(self._batch)
+        again = self._repeats.choose(self._batch)
+        rows[: len(again)] = again
+        return body_of(rows, self._head), rows[len(again) :], ids[len(again) :]
+
+    def acknowledged(self, rows: Bytes, ids: Bytes) -> None:
+        """Note what is new in a request that was acknowledged."""
+        self._ids.append(ids)
+        self._repeats.keep(rows)
+        self.repeats += self._batch - len(ids)
+
+    def events(self) -> Bytes:
+        """All that was acknowledged and is new, as ``EVENT``."""
+        found = np.empty((self.accepted, EVENT.itemsize), np.uint8)
+        found[:, 0] = self._number + 1
+        found[:, 1:] = np.concatenate(self._ids) if self._ids else 0
+        return found
+
+
 class Generator:
     """Sends one job."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._traffic = Traffic(job.projects, job.seed)
+        count = len(job.tenants)
+        stored = np.empty((count, 0, ROW_BYTES), np.uint8)
+        if job.stored is not None:
+            stored = np.load(job.stored, mmap_mode="r")
+        self._sources = [Source(job, number, stored[number]) for number in range(count)]
+        self._turns = cycle(self._sources)
         self._http = HttpConnections(job.host, job.port)
-        self._head = (
-            f"POST /v1/events HTTP/1.1\r\nHost: {job.host}\r\nAuthorization: Bearer {job.key}\r\n"
-            "Content-Type: application/json\r\nContent-Length: "
-        ).encode()
-        self._ids: list[Bytes] = []
         self._latencies: list[float] = []
         self._refusals = 0
         self._accepted_at = ""
@@ -80,16 +136,22 @@ class Generator:
             await self._at_rate(job.batches_per_s)
         ended = time.time()
         await self._http.close()
-        cpu = time.process_time() - cpu
-        accepted_at = datetime.fromisoformat(self._accepted_at)
-        accepted = sum(map(len, self._ids))
         return Sent(
-            accepted, self._refusals, began, ended, accepted_at, cpu, sorted(self._latencies)
+            accepted=sum(source.accepted for source in self._sources),
+            repeats=sum(source.repeats for source in self._sources),
+            refusals=self._refusals,
+            began=began,
+            ended=ended,
+            accepted_at=datetime.fromisoformat(self._accepted_at),
+            cpu_seconds=time.process_time() - cpu,
+            latencies=sorted(self._latencies),
         )
 
     def save(self) -> None:
-        """Write the acknowledged ids."""
-        Path(self._job.ids).write_bytes(np.concatenate(self._ids).tobytes())
+        """Write what was acknowledged and is new."""
+        with Path(self._job.ids).open("wb") as file:
+            for source in self._sources:
+                file.write(source.events().data)
 
     async def _loop(self) -> None:
         end = time.perf_counter() + self._job.seconds
@@ -106,8 +168,8 @@ class Generator:
 
     async def _send(self, due: float) -> None:
         """Until it is acknowledged; a refusal is obeyed and the same body sent again."""
-        body, ids = self._traffic.body(self._job.batch)
-        request = self._head + b"%d\r\n\r\n" % len(body) + body
+        source = next(self._turns)
+        request, rows, ids = source.request()
         while True:
             answer = await self._http.exchange(request)
             if answer.status == 202:
@@ -121,7 +183,7 @@ class Generator:
         if told["accepted"] != self._job.batch:
             raise ConnectionError(f"not all accepted: {answer.body[:300].decode()}")
         self._accepted_at = max(self._accepted_at, told["accepted_at"])
-        self._ids.append(ids)
+        source.acknowledged(rows, ids)
 
 
 async def send(job: Job) -> Sent:

@@ -1,7 +1,8 @@
 """Events through everything: how many a second, how soon visible, at what cost, exactly once.
 
-``uv run python -m bench.ingest [--seconds N] [--batch M] [--layout NAME]…`` prints a line of JSON
-for each layout and ends with that of the best.
+``uv run python -m bench.ingest [--seconds N] [--stored N] [--layout NAME]…`` prints a line of JSON
+for each layout and ends with that of the best. Rates, and the processor time of an event, are of
+events that are new: what is sent again is counted apart, as ``repeats``.
 """
 
 from __future__ import annotations
@@ -11,33 +12,38 @@ import asyncio
 import json
 import os
 import platform as machine
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
 import psutil
 import uvloop
 
 from bench.durability import durability
-from bench.generator import Job, Sent, latencies, send
+from bench.generator import EVENT, Job, Sent, latencies, send
 from bench.ledger import verdict
 from bench.load import HttpConnections
 from bench.platform import facts_of
 from bench.probes import Probes
+from bench.restart import Restart, restart
+from bench.stored import Stored, store_identities
 from bench.tenant import Tenant, make_tenant
+from common.settings import load_settings
+from fleet.ports import free_port
 from fleet.process import Platform
 
+ORGANIZATIONS = 10
 PROJECTS = 20
 SHARE = 0.2
-SIZES = (1, 10, 100, 1000)
+SIZES = (1, 10, 100, 1000, 10_000)
 SIZE_SECONDS = 4.0
-PROBE_SECONDS = 10.0
 PROBE_EVERY = 0.02
 # The one caller of a benchmark is many callers.
 ENVIRONMENT = {"MINDWEAVE_LIMITS__REQUESTS_PER_SECOND": "1000000"}
@@ -50,7 +56,6 @@ class Layout:
 
     layout: str
     broker: str
-    listen: str
 
     @property
     def name(self) -> str:
@@ -58,9 +63,9 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("all", "redis-streams", "127.0.0.1:18090"),
-    Layout("up", "redis-streams", "127.0.0.1:18091"),
-    Layout("up", "kafka", "127.0.0.1:18092"),
+    Layout("all", "redis-streams"),
+    Layout("up", "redis-streams"),
+    Layout("up", "kafka"),
 )
 
 
@@ -70,9 +75,11 @@ class Run:
 
     platform: Platform
     folder: Path
-    tenant: Tenant
+    tenants: Sequence[Tenant]
     connections: int
+    stored: Stored | None = None
     acknowledged: int = 0
+    repeats: int = 0
     files: list[Path] = field(default_factory=list)
 
     @property
@@ -88,47 +95,50 @@ class Run:
             Job(
                 host=host,
                 port=port,
-                key=self.tenant.key,
-                projects=self.tenant.projects,
+                tenants=self.tenants,
                 seconds=seconds,
                 batch=batch,
                 connections=self.connections,
                 seed=len(self.files),
                 ids=str(file),
+                stored=None if self.stored is None else str(self.stored.rows),
                 batches_per_s=None if rate is None else rate / batch,
             )
         )
         self.files.append(file)
         self.acknowledged += sent.accepted
+        self.repeats += sent.repeats
         return sent
 
     async def visible(self, accepted_at: datetime) -> float:
         """Wait until all that was acknowledged is in ``GET /analytics/usage``; when it was.
 
-        Looks for ``fresh_until`` in an answer about a minute without events, which costs little,
-        and then at the whole.
+        Looks for ``fresh_until`` in answers about a minute without events, which cost little, and
+        then at the whole of each organization.
         """
         http = HttpConnections(*self.target)
         past = accepted_at - timedelta(days=2)
         minute = {"start": past.isoformat(), "end": (past + timedelta(minutes=1)).isoformat()}
         end = time.time() + PATIENCE
-        while time.time() < end:
-            fresh = (await self._usage(http, **minute))["fresh_until"]
-            if fresh is not None and datetime.fromisoformat(fresh) > accepted_at:
-                break
-            await asyncio.sleep(0.05)
-        found = (await self._usage(http))["totals"]["events"]
+        for tenant in self.tenants:
+            while time.time() < end:
+                fresh = (await self._usage(http, tenant, **minute))["fresh_until"]
+                if fresh is not None and datetime.fromisoformat(fresh) > accepted_at:
+                    break
+                await asyncio.sleep(0.05)
+        answers = [await self._usage(http, tenant) for tenant in self.tenants]
+        found = sum(answer["totals"]["events"] for answer in answers)
         seen = time.time()
         await http.close()
         if found != self.acknowledged:
             raise ValueError(f"{found} of {self.acknowledged} events are visible")
         return seen
 
-    async def _usage(self, http: HttpConnections, **asked: str) -> Any:
-        query = urlencode({"org_id": self.tenant.org_id, "granularity": "all", **asked})
+    async def _usage(self, http: HttpConnections, tenant: Tenant, **asked: str) -> Any:
+        query = urlencode({"org_id": tenant.org_id, "granularity": "all", **asked})
         head = (
             f"GET /analytics/usage?{query} HTTP/1.1\r\nHost: {self.target[0]}\r\n"
-            f"Authorization: Bearer {self.tenant.key}\r\n\r\n"
+            f"Authorization: Bearer {tenant.key}\r\n\r\n"
         )
         return await http.get(head.encode())
 
@@ -136,28 +146,44 @@ class Run:
         """Seconds that each program of the platform has used, ended children included."""
         used: dict[str, float] = {}
         for process in self.platform.processes():
-            with process.oneshot():
+            # Servers end some of their processes whenever they like.
+            with suppress(psutil.NoSuchProcess), process.oneshot():
                 times, name = process.cpu_times(), _program(process)
-            used[name] = used.get(name, 0.0) + sum(times[:4])
+                used[name] = used.get(name, 0.0) + sum(times[:4])
         return used
 
 
 async def measure(layout: Layout, folder: Path, wanted: argparse.Namespace) -> dict[str, Any]:
     """All figures of one layout."""
-    with _platform(layout, folder / "data") as platform:
+    with _platform(layout, folder / "data", wanted.buffers) as platform:
         platform.wait_until_ready()
+        tenants = [
+            make_tenant(platform.address, PROJECTS // ORGANIZATIONS) for _ in range(ORGANIZATIONS)
+        ]
+        run = Run(platform, folder, tenants, wanted.connections)
+        again = None
+        if wanted.stored:
+            run.stored = await _store(run, wanted.stored)
+            again = _restart(platform, run.stored.partitions)
         facts = facts_of(platform)
         print(f"{layout.name}: {json.dumps(await durability(facts))}", flush=True)
-        run = Run(platform, folder, make_tenant(platform.address, PROJECTS), wanted.connections)
         await run.visible((await run.load(1.0, wanted.batch)).accepted_at)
         full = await _full(run, wanted)
         rate = SHARE * full["visible_per_s"]
         part = await _partial(run, wanted, rate)
         sizes = [await _size(run, size) for size in (SIZES if wanted.table else ())]
-        found = await verdict(facts["database_url"], run.tenant.org_id, run.files)
-    print(f"  raw rows {found.rows}, in windows {found.windows}, acknowledged {run.acknowledged}")
+        before = np.empty(0, EVENT) if run.stored is None else run.stored.events
+        found = await verdict(facts["database_url"], tenants, run.files, before)
+    print(
+        f"  raw rows {found.rows}, in windows {found.windows}, acknowledged {run.acknowledged}"
+        f" and {run.repeats} repeats, which were counted as {found.duplicates} duplicates"
+    )
     for line in sizes:
         print("  " + line)
+    if found.windows != run.acknowledged:
+        raise ValueError(f"{found.windows} of {run.acknowledged} events are in windows")
+    if found.conflicts:
+        raise ValueError(f"{found.conflicts} repeats were taken for other events of the same id")
     return {
         "layout": layout.layout,
         "broker": layout.broker,
@@ -165,7 +191,38 @@ async def measure(layout: Layout, folder: Path, wanted: argparse.Namespace) -> d
         **part,
         "lost": found.lost,
         "doubled": found.doubled,
+        "repeats": run.repeats,
+        "stored": wanted.stored,
+        "bytes_per_identity": None if again is None else round(again.bytes_per_identity, 2),
+        "restart_s": None if again is None else round(again.seconds, 2),
     }
+
+
+async def _store(run: Run, count: int) -> Stored:
+    settings = load_settings(
+        secret=(run.platform.data / "secret").read_text().strip(),
+        database_url=facts_of(run.platform)["database_url"],
+    )
+    stored = await store_identities(settings, run.tenants, count, run.folder / "stored.npy")
+    print(
+        f"{count} identities of the past days stored in {stored.seconds:.1f} s,"
+        f" vacuum and checkpoint {stored.vacuum_seconds:.1f} s",
+        flush=True,
+    )
+    return stored
+
+
+def _restart(platform: Platform, partitions: int) -> Restart:
+    found = restart(platform, partitions)
+    for reading in found.readings:
+        print(f"  {reading}")
+    print(
+        f"  stopped in {found.stop_seconds:.2f} s, ready {found.ready_seconds:.2f} s after the"
+        f" start, all parts read after {found.seconds:.2f} s;"
+        f" {found.bytes_per_identity:.2f} bytes an identity",
+        flush=True,
+    )
+    return found
 
 
 async def _full(run: Run, wanted: argparse.Namespace) -> dict[str, Any]:
@@ -196,7 +253,8 @@ async def _partial(run: Run, wanted: argparse.Namespace, rate: float) -> dict[st
     probes = Probes(http, run.target[0], other)
     batch = min(wanted.batch, max(1, round(rate / 20)))
     sent, seen = await asyncio.gather(
-        run.load(PROBE_SECONDS, batch, rate), probes.run(PROBE_SECONDS, PROBE_EVERY)
+        run.load(wanted.probe_seconds, batch, rate),
+        probes.run(wanted.probe_seconds, PROBE_EVERY),
     )
     await http.close()
     await run.visible(sent.accepted_at)
@@ -228,11 +286,13 @@ def _program(process: psutil.Process) -> str:
     return name
 
 
-def _platform(layout: Layout, data: Path) -> Platform:
+def _platform(layout: Layout, data: Path, buffers: int) -> Platform:
+    environment = {**ENVIRONMENT, "MINDWEAVE_EMBEDDED_BUFFERS_MB": str(buffers)}
+    listen = f"127.0.0.1:{free_port()}"
     if layout.layout == "all":
-        return Platform(data, layout.listen, ENVIRONMENT)
+        return Platform(data, listen, environment)
     options = ("--broker", layout.broker)
-    return Platform(data, layout.listen, ENVIRONMENT, layout="up", options=options)
+    return Platform(data, listen, environment, layout="up", options=options)
 
 
 async def measure_all(wanted: argparse.Namespace, layouts: Sequence[Layout]) -> None:
@@ -251,6 +311,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1000, help="events in a request")
     parser.add_argument("--connections", type=int, default=8, help="requests under way at once")
     parser.add_argument("--layout", action="append", choices=names, help="all when absent")
+    parser.add_argument("--stored", type=int, default=20_000_000, help="identities before the run")
+    parser.add_argument("--buffers", type=int, default=256, help="of PostgreSQL, in MB")
+    parser.add_argument("--probe-seconds", type=float, default=10.0, help="of a fifth of the load")
     parser.add_argument("--no-table", dest="table", action="store_false")
     wanted = parser.parse_args()
     print(f"{os.cpu_count()} cores, {machine.platform()}, Python {machine.python_version()}")
@@ -260,4 +323,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

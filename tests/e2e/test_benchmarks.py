@@ -1,0 +1,51 @@
+"""The benchmarks run, and events are neither lost nor doubled in them; how fast is not asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+
+
+def last_line(module: str, *options: str) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_ingest_is_measured_beside_a_filled_store_and_every_event_is_there_once():
+    found = last_line(
+        "bench.ingest",
+        *("--layout", "all:redis-streams", "--no-table", "--stored", "20000", "--buffers", "24"),
+        *("--seconds", "1", "--probe-seconds", "1", "--batch", "500", "--connections", "4"),
+    )
+    assert found.keys() == {
+        *("layout", "broker", "accepted_per_s", "visible_per_s", "ack_full_ms_p95", "ack_ms_p95"),
+        *("visible_ms_p99", "cpu_us_per_event", "lost", "doubled", "repeats", "stored"),
+        *("bytes_per_identity", "restart_s"),
+    }
+    assert (found["lost"], found["doubled"], found["stored"]) == (0, 0, 20000)
+    assert found["repeats"] > 0
+    assert found["accepted_per_s"] > 0
+    assert found["bytes_per_identity"] > 0
+
+
+def test_every_stage_of_an_event_is_measured():
+    found = last_line("bench.stages", "--events", "2000", "--batch", "500")
+    assert {"decode JSON", "judge, digest", "pack records", "price", "deltas"} <= found.keys()
+    assert {"rows of identities", "rows of events", "rows of deltas"} <= found.keys()
