@@ -126,12 +126,15 @@ def numbers(column: bytes, count: int) -> Integers:
     return np.frombuffer(column, kind).astype(np.int64)
 
 
-def packed_numbers(values: Integers) -> bytes:
-    """The shortest little-endian integers, nothing where all are 0: what ``numbers`` reads."""
+def packed_numbers(values: Integers, least: int = 1) -> bytes:
+    """Little-endian integers, nothing where all are 0: what ``numbers`` reads.
+
+    They are as short as fits all, and of so many bytes at least.
+    """
     if not values.any():
         return b""
     most = max(int(values.max()), -int(values.min()) - 1)
-    size = next(size for size in _INTEGERS if most < 2 ** (8 * size - 1))
+    size = next(size for size in _INTEGERS if size >= least and most < 2 ** (8 * size - 1))
     return values.astype(_INTEGERS[size]).tobytes()
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Of malloc.h; the largest that may be asked for, and what is kept at the end of the heap.
+# Of malloc.h; the largest that may be asked for, and what is kept at the end of each of its heaps.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_KEPT = 32 * 1024 * 1024
 _KEPT = 64 * 1024 * 1024
@@ -29,8 +29,7 @@ def begin() -> None:
 def _keep_freed_memory() -> None:
     """Have the C library keep what is freed, up to a bound, for the next batch of events.
 
-    It would give each array of a batch back to the system, which fills every page with zeros again:
-    a third of what counting an event took.
+    It would give each array of a batch back to the system, which fills every page with zeros again.
     """
     if sys.platform == "linux":
         library = ctypes.CDLL(None)

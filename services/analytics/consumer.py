@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ TOPIC = "usage.windows"
 _OVER_FOR = timedelta(minutes=2)
 # Every row that is written again costs.
 _ROLL_UP_EVERY = timedelta(minutes=1)
+# Windows of a partition that wait, with some that are over.
+_MUCH = 50_000
 # A statement that moves windows and does not see yet that their organization is gone has committed
 # or come to nothing: the server ends it after a minute, and after another one its transaction.
 _NOT_SEEN_FOR = timedelta(minutes=3)
@@ -61,24 +64,43 @@ class WindowsConsumer:
             self._arrived.add(part)
 
     async def roll_up(self) -> int:
-        """Add up what has arrived, and now and then move on what is over.
+        """Put together what has arrived, and now and then move on what is over.
+
+        A partition in which that fails keeps no other from its turn.
 
         Returns:
             Partitions in which something has arrived meanwhile.
+
+        Raises:
+            Exception: the first of those that failed.
         """
-        for part in sorted(self._arrived):
+        now = self._clock.now()
+        due = self._rolled_up is None or now - self._rolled_up >= _ROLL_UP_EVERY
+        failed = []
+        for part in range(self._partitions):
+            (outcome,) = await asyncio.gather(
+                self._turn(part, now - _OVER_FOR, due), return_exceptions=True
+            )
+            if outcome is not None:
+                failed.append(outcome)
+        if failed:
+            raise failed[0]
+        if due:
+            self._rolled_up = now
+        return len(self._arrived)
+
+    async def _turn(self, part: int, before: datetime, due: bool) -> None:
+        if part in self._arrived:
             self._arrived.discard(part)
             try:
                 await self._store.gather(part)
+                # As when old events come in: more than questions should have to read.
+                due = due or await self._store.waiting(part, before) > _MUCH
             except BaseException:
                 self._arrived.add(part)
                 raise
-        now = self._clock.now()
-        if self._rolled_up is None or now - self._rolled_up >= _ROLL_UP_EVERY:
-            for part in range(self._partitions):
-                await self._store.roll_up(part, now - _OVER_FOR)
-            self._rolled_up = now
-        return len(self._arrived)
+        if due:
+            await self._store.roll_up(part, before)
 
 
 class Forgetting:

@@ -27,6 +27,9 @@ from services.usage_tracker.rpc import PriceServicer
 from services.usage_tracker.store import LayoutStore, RepricingStore, UsageStore
 
 NAME = "usage_tracker"
+# Partitions that a process counts at the same time: one computes while one waits for the database.
+# All at once would only take the interpreter from each other, with smaller batches.
+_AT_ONCE = 2
 _PLATFORM_EVENTS = "platform.events"
 _PRICES = "mindweave.usage_tracker.v1.PriceService"
 
@@ -65,6 +68,7 @@ async def build(runtime: Runtime) -> Parts:
         on_take=counting.take,
         clock=clock,
         partitions=settings.partitions,
+        at_once=_AT_ONCE,
         chores=repricing,
     )
     relay = WindowsRelay(

@@ -53,6 +53,8 @@ class Moves:
         self.gathered: list[int] = []
         self.rolled_up: list[tuple[int, datetime]] = []
         self.consumer: WindowsConsumer | None = None
+        self.much: dict[int, int] = {}
+        self.broken: set[int] = set()
 
     async def gather(self, part: int) -> int:
         self.gathered.append(part)
@@ -60,8 +62,13 @@ class Moves:
         await self.consumer.appended(part, Appended(1, ()))
         return 1
 
+    async def waiting(self, part: int, before: datetime) -> int:
+        return self.much.get(part, 0)
+
     async def roll_up(self, part: int, before: datetime) -> int:
         self.rolled_up.append((part, before))
+        if part in self.broken:
+            raise InterruptedError
         return 0
 
     def remember(self, appended: Appended) -> None: ...
@@ -78,3 +85,28 @@ async def test_adding_up_ends_though_more_arrives_and_minutes_that_are_over_move
     assert moves.gathered == [0, 1] * 5
     over = [NOW + timedelta(seconds=seconds) - timedelta(minutes=2) for seconds in (0, 60)]
     assert moves.rolled_up == [(0, over[0]), (1, over[0]), (0, over[1]), (1, over[1])]
+
+
+async def test_much_that_is_over_does_not_wait_for_its_minute() -> None:
+    moves, clock = Moves(), ManualClock(NOW)
+    moves.consumer = consumer = WindowsConsumer(moves, clock, partitions=2)
+    await consumer.roll_up()
+    moves.much[1] = 100_000
+    clock.advance(timedelta(seconds=5))
+    await consumer.roll_up()
+    assert [part for part, _ in moves.rolled_up] == [0, 1, 1]
+
+
+async def test_a_partition_that_fails_keeps_no_other_from_its_turn() -> None:
+    moves, clock = Moves(), ManualClock(NOW)
+    moves.consumer = consumer = WindowsConsumer(moves, clock, partitions=3)
+    moves.broken = {1}
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            await consumer.roll_up()
+    assert [part for part, _ in moves.rolled_up] == [0, 1, 2] * 2
+    moves.broken = set()
+    await consumer.roll_up()
+    clock.advance(timedelta(seconds=1))
+    await consumer.roll_up()
+    assert len(moves.rolled_up) == 9

@@ -12,7 +12,7 @@ from common.columns import Bytes, Integers, grouped
 from common.database.connection import Connection
 
 # Values, and for each row the code of its own.
-Coded = tuple[Sequence[bytes | None], Integers]
+Choice = tuple[Sequence[bytes | None], Integers]
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER = b"\xff\xff"
@@ -67,7 +67,7 @@ class CopyRows:
         self._row += values.shape[1].to_bytes(4)
         return self._fixed(values)
 
-    def coded(self, *columns: Coded) -> CopyRows:
+    def coded(self, *columns: Choice) -> CopyRows:
         """Columns of texts, byte strings or uuids; None is NULL.
 
         Those of few values that go together take as long together as one of them.
@@ -152,7 +152,12 @@ async def copy_rows(
 ) -> None:
     """COPY what ``CopyRows.finish`` gave into the columns of a table, in their order."""
     await connection.copy_to_table(
-        table, source=_pieces(stream), columns=list(columns), format="binary"
+        table,
+        source=_pieces(stream),
+        columns=list(columns),
+        format="binary",
+        # The server ends what lasts; asyncpg's own limit fails badly while the socket is full.
+        timeout=_SECONDS,
     )
 
 

@@ -205,7 +205,7 @@ class Deltas:
 
     def where(self, chosen: Mask) -> Deltas:
         """Some of them."""
-        return self._take(np.flatnonzero(chosen))
+        return self.take(np.flatnonzero(chosen))
 
     def packed(self) -> bytes:
         """As they wait in the database: what ``unpacked`` reads."""
@@ -222,7 +222,8 @@ class Deltas:
             )
         )
 
-    def _take(self, chosen: Integers) -> Deltas:
+    def take(self, chosen: Integers) -> Deltas:
+        """Some of them, by their places."""
         return Deltas(
             self.orgs.take(chosen),
             self.minutes[chosen],
@@ -265,11 +266,11 @@ def added_up(several: Sequence[Deltas]) -> Deltas:
     every = _joined(several)
     words = every.series.view("<u8")
     alone, _ = _alone(every.sums)
-    # What one word tells apart is what both do, but for the windows of a few.
+    # What one word of two tells apart stays apart; what it does not, nearly always is the same.
     order = np.lexsort((alone, every.minutes, words[:, 0]))
     begins = np.ones(len(order), np.bool_)
     begins[1:] = False
-    for key in (words[:, 0], words[:, 1], every.minutes, alone):
+    for key in (words[:, 0], words[:, 1], every.orgs.codes, every.minutes, alone):
         begins[1:] |= key[order[1:]] != key[order[:-1]]
     groups = np.empty(len(order), np.int64)
     groups[order] = np.cumsum(begins) - 1
@@ -284,8 +285,10 @@ class Arrived:
     dimensions: Mapping[str, Column]
 
     def new(self, known: Container[bytes]) -> Iterator[tuple[bytes, int]]:
-        """Ids of series that are not known, and a delta that is of each."""
-        ids = self.deltas.series.reshape(-1).view(f"V{_ID_BYTES}").tolist()
+        """Organization and id of the series that are not known, and a delta that is of each."""
+        orgs = np.frombuffer(b"".join(self.deltas.orgs.values), np.uint8).reshape(-1, _ID_BYTES)
+        both = np.concatenate([orgs[self.deltas.orgs.codes], self.deltas.series], axis=1)
+        ids = both.reshape(-1).view(f"V{2 * _ID_BYTES}").tolist()
         seen: set[bytes] = set()
         for index, series in enumerate(ids):
             if series not in known and series not in seen:

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 # The statistics never know the rows of the last minutes: without this the planner joins them with
 # their series by a nested loop, which took 30 times as long for 3,000 rows.
 PLANNER = "SET LOCAL enable_nestloop = off; SET LOCAL jit = off"
+# The columns of what waits, and their types.
+_WAITING = {
+    "minute": "bigint",
+    "series_id": "uuid",
+    **dict.fromkeys(SUMS, "bigint"),
+    "low": "integer",
+    "high": "integer",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +68,36 @@ class Result:
     more: bool
 
 
-def grouped(query: Query, waiting: Deltas | None, arguments: list[object]) -> str:
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Windows that are in no table yet, as the arguments of a statement."""
+
+    columns: Sequence[Sequence[object]]
+    bins: Sequence[int]
+    counts: Sequence[int]
+
+    @classmethod
+    def of(cls, deltas: Deltas) -> Waiting:
+        sketches = deltas.sketches
+        return cls(
+            [
+                deltas.minutes.tolist(),
+                [pgproto.UUID(series.tobytes()) for series in deltas.series],
+                *(deltas.sums[name].tolist() for name in SUMS),
+                (sketches.starts + 1).tolist(),
+                sketches.ends.tolist(),
+            ],
+            sketches.bins.tolist(),
+            sketches.counts.tolist(),
+        )
+
+
+def grouped(query: Query, waiting: Waiting | None, arguments: list[object]) -> str:
     """The CTEs ``w`` (windows in the range) and ``g`` (with dimensions and filters).
 
     Args:
         query: what is asked.
-        waiting: deltas of the organization in the range that are in no table of windows yet.
+        waiting: windows of the organization in the range that are in no table yet.
         arguments: of the statement, which are added to.
     """
     parts = []
@@ -96,27 +128,18 @@ def grouped(query: Query, waiting: Deltas | None, arguments: list[object]) -> st
             WHERE NOT EXISTS (SELECT FROM deleted_orgs WHERE org_id = $2){conditions})"""
 
 
-def _unnested(waiting: Deltas, arguments: list[object]) -> str:
-    """The deltas as rows; the sketch of one is a slice of all."""
-    sketches = waiting.sketches
-    columns = {
-        "minute": ("bigint", waiting.minutes.tolist()),
-        "series_id": ("uuid", [pgproto.UUID(series.tobytes()) for series in waiting.series]),
-        **{name: ("bigint", values.tolist()) for name, values in waiting.sums.items()},
-        "low": ("integer", (sketches.starts + 1).tolist()),
-        "high": ("integer", sketches.ends.tolist()),
-    }
+def _unnested(waiting: Waiting, arguments: list[object]) -> str:
+    """The windows as rows; the sketch of one is a slice of all."""
     n = len(arguments) + 1
-    arguments += [sketches.bins.tolist(), sketches.counts.tolist()]
-    arguments += [values for _, values in columns.values()]
-    arrays = ", ".join(f"${n + 2 + i}::{kind}[]" for i, (kind, _) in enumerate(columns.values()))
+    arguments += [waiting.bins, waiting.counts, *waiting.columns]
+    arrays = ", ".join(f"${n + 2 + i}::{kind}[]" for i, kind in enumerate(_WAITING.values()))
     return f"""SELECT to_timestamp(minute * 60) AS start, series_id, {", ".join(SUMS)},
             (${n}::integer[])[low:high] AS latency_bins,
             (${n + 1}::bigint[])[low:high] AS latency_counts
-        FROM unnest({arrays}) AS waiting ({", ".join(columns)})"""
+        FROM unnest({arrays}) AS waiting ({", ".join(_WAITING)})"""
 
 
-def select(query: Query, waiting: Deltas | None) -> tuple[str, list[object]]:
+def select(query: Query, waiting: Waiting | None) -> tuple[str, list[object]]:
     arguments: list[object] = [query.part, query.org_id]
     groups = grouped(query, waiting, arguments)
     bucket = (

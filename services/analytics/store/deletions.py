@@ -11,7 +11,7 @@ from services.analytics.domain.ranges import TABLES
 if TYPE_CHECKING:
     from common.database import Change, Database
 
-# What is in a block still is dropped when blocks are gathered.
+# What is in a block still is dropped when it is moved on.
 _TABLES = ("recent", *TABLES.values(), "series")
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from common.database import Scope
 from common.database.copying import CopyRows, copy_rows
 from common.threads import off_loop
 from services.analytics.domain.measures import DIMENSIONS, SUMS
-from services.analytics.domain.windows import (
-    Arrived,
-    Deltas,
-    Fresh,
-    Windows,
-    added_up,
-    arrived,
-    fresh,
-    unpacked,
-)
+from services.analytics.domain.windows import Deltas, Fresh, Windows, arrived, fresh
 from services.analytics.store.asking import PLANNER, Query, Result, Row, grouped, row_of, select
+from services.analytics.store.blocks import (
+    EPOCH,
+    MANY_WINDOWS,
+    MOST_WINDOWS,
+    Packed,
+    keep,
+    merge,
+    packed,
+    take_before,
+    waiting,
+    waiting_before,
+)
 from services.analytics.store.rollup import MOVE, MOVE_RECENT, SUMMED
 
 if TYPE_CHECKING:
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
 
     from common.database import Database
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DELTA_COLUMNS = (
     *("part", "start", "series_id", *SUMS, "org_id", "latency_bins", "latency_counts"),
 )
@@ -43,8 +45,6 @@ _INSERT_SERIES = f"""INSERT INTO series (part, {", ".join(_SERIES_COLUMNS)})
     SELECT $1, * FROM unnest({_SERIES_ARRAYS}) ON CONFLICT DO NOTHING"""
 _MINUTE_US = 60_000_000
 _MOST_SERIES = 100_000
-# So many take milliseconds.
-_MANY_DELTAS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,19 @@ class Appended:
 class RollupStore:
     """Windows of usage, appended and rolled up to minutes, hours, days and months."""
 
-    def __init__(self, db: Database, step: int = 5_000) -> None:
+    def __init__(self, db: Database, step: int = 5_000, most: int = MOST_WINDOWS) -> None:
         """Keeps windows in the service's database.
 
         Args:
             db: the service's.
             step: rows that a roll-up moves at once.
+            most: windows of a block.
         """
         self._db = db
         self._step = step
-        # Stored for good: those of an organization go when nothing of it comes any more.
+        self._most = most
+        # By organization and id; stored for good: those of an organization go when nothing of it
+        # comes any more.
         self._series: set[bytes] = set()
 
     async def append(
@@ -128,21 +131,25 @@ class RollupStore:
         self, connection: asyncpg.Connection, part: int, found: Sequence[Fresh]
     ) -> Collection[bytes]:
         count = sum(map(len, found))
-        new, some, data = await off_loop(count > _MANY_DELTAS, self._block, found)
+        new, series, some = await off_loop(count > MANY_WINDOWS, self._stored, found)
         if new:
-            columns = {"org_id": some.deltas.orgs, **some.dimensions}
-            await connection.execute(
-                _INSERT_SERIES,
-                part,
-                [UUID(bytes=series) for series in new],
-                *([_uuid(c.at(index)) for index in new.values()] for c in columns.values()),
-            )
-        await _keep(connection, part, some.deltas, data)
+            await connection.execute(_INSERT_SERIES, part, *series)
+        await keep(connection, part, some)
         return new
 
-    def _block(self, found: Sequence[Fresh]) -> tuple[dict[bytes, int], Arrived, bytes]:
+    def _stored(
+        self, found: Sequence[Fresh]
+    ) -> tuple[Collection[bytes], Sequence[Sequence[object]], Packed]:
+        """Series that are new, the same as columns, and what has arrived, as blocks."""
         some = arrived(found)
-        return dict(some.new(self._series)), some, some.deltas.packed()
+        deltas = some.deltas
+        new = dict(some.new(self._series))
+        series: list[list[object]] = [
+            [UUID(bytes=deltas.series[index].tobytes()) for index in new.values()]
+        ]
+        for column in (deltas.orgs, *some.dimensions.values()):
+            series.append([_uuid(column.at(index)) for index in new.values()])
+        return new.keys(), series, packed(deltas, self._most)
 
     def remember(self, appended: Appended) -> None:
         """Note which series are stored, so that they are not stored with every batch."""
@@ -151,21 +158,14 @@ class RollupStore:
         self._series.update(appended.series)
 
     async def gather(self, part: int) -> int:
-        """Make one block of small ones; returns how many they were.
-
-        A window is written again as often as what waits has doubled.
-        """
+        """Make one block of small ones; returns how many they were."""
         async with self._db.change(Scope(), call=None) as change:
-            connection = change.connection
-            rows = await connection.fetch(
-                "SELECT number, windows FROM blocks WHERE part = $1 ORDER BY windows, number", part
-            )
-            chosen = _small([(row["number"], row["windows"]) for row in rows])
-            blocks = await _taken(connection, part, "number = ANY ($2)", chosen)
-            if blocks:
-                deltas, data = await off_loop(True, _one_block, blocks)
-                await _keep(connection, part, deltas, data)
-            return len(blocks)
+            return await merge(change.connection, part, self._most)
+
+    async def waiting(self, part: int, before: datetime) -> int:
+        """About how many windows wait to be rolled up."""
+        async with self._db.session() as connection:
+            return await waiting_before(connection, part, before)
 
     async def roll_up(self, part: int, before: datetime) -> int:
         """Move the windows before a time on into minutes, hours, days and months.
@@ -175,15 +175,17 @@ class RollupStore:
         Returns:
             How many windows were moved.
         """
-        async with self._db.change(Scope(), call=None) as change:
-            connection = change.connection
-            blocks = await _taken(connection, part, "first < $2", before)
-            if blocks:
-                over, left = await off_loop(True, _over, part, blocks, before)
-                await copy_rows(connection, "deltas", _DELTA_COLUMNS, over)
-                if left is not None:
-                    await _keep(connection, part, *left)
-        return await self._move(MOVE, part) + await self._move(MOVE_RECENT, part, before)
+        before = before.replace(second=0, microsecond=0)
+        total = await self._move(MOVE_RECENT, part, before)
+        while True:
+            async with self._db.change(Scope(), call=None) as change:
+                over = await take_before(change.connection, part, before, self._most)
+                if over is not None:
+                    rows = await off_loop(True, _delta_rows, part, over)
+                    await copy_rows(change.connection, "deltas", _DELTA_COLUMNS, rows)
+            total += await self._move(MOVE, part)
+            if over is None:
+                return total
 
     async def _move(self, sql: str, part: int, *given: object) -> int:
         total = 0
@@ -198,7 +200,7 @@ class RollupStore:
         """Rows, totals and freshness, all from one snapshot."""
         async with self._db.read(Scope((query.org_id,))) as connection:
             await connection.execute(PLANNER)
-            sql, arguments = select(query, await _waiting(connection, query))
+            sql, arguments = select(query, await waiting(connection, query))
             found = await connection.fetch(sql, *arguments)
         rows = [row_of(r) for r in found if r["key"] is not None]
         totals = next(r for r in found if r["key"] is None)
@@ -210,7 +212,7 @@ class RollupStore:
         async with self._db.read(Scope((query.org_id,))) as connection:
             await connection.execute(PLANNER)
             arguments: list[object] = [query.part, query.org_id]
-            groups = grouped(query, await _waiting(connection, query), arguments)
+            groups = grouped(query, await waiting(connection, query), arguments)
             arguments.append(limit)
             sql = f"""WITH {groups}
                 SELECT {dimension}::text AS key, NULL::timestamptz AS bucket, {SUMMED},
@@ -218,79 +220,6 @@ class RollupStore:
                 FROM g WHERE {dimension} IS NOT NULL GROUP BY {dimension}
                 ORDER BY sum(cost_nano) DESC, sum(events) DESC, 1 LIMIT ${len(arguments)}"""
             return [row_of(r) for r in await connection.fetch(sql, *arguments)]
-
-
-async def _keep(connection: asyncpg.Connection, part: int, deltas: Deltas, data: bytes) -> None:
-    """A block of deltas; ``data`` is the same, packed."""
-    await connection.execute(
-        "INSERT INTO blocks (part, windows, first, last, data) VALUES ($1, $2, $3, $4, $5)",
-        part,
-        len(deltas),
-        _start(deltas.minutes.min()),
-        _start(deltas.minutes.max()),
-        data,
-    )
-
-
-async def _taken(
-    connection: asyncpg.Connection, part: int, which: str, given: object
-) -> list[bytes]:
-    rows = await connection.fetch(
-        f"DELETE FROM blocks WHERE part = $1 AND {which} RETURNING data", part, given
-    )
-    return [row["data"] for row in rows]
-
-
-def _small(blocks: Sequence[tuple[int, int]]) -> list[int]:
-    """Those, by number and size, that are worth being one: none is larger than twice all before it.
-
-    ``blocks`` are ordered by size.
-    """
-    chosen: list[int] = []
-    total = 0
-    for number, size in blocks:
-        if chosen and size > 2 * total:
-            break
-        chosen.append(number)
-        total += size
-    return chosen if len(chosen) > 1 else []
-
-
-def _one_block(blocks: Sequence[bytes]) -> tuple[Deltas, bytes]:
-    deltas = added_up([unpacked(data) for data in blocks])
-    return deltas, deltas.packed()
-
-
-def _over(
-    part: int, blocks: Sequence[bytes], before: datetime
-) -> tuple[bytes, tuple[Deltas, bytes] | None]:
-    """The rows of windows before a time, and the others as a block."""
-    deltas = added_up([unpacked(data) for data in blocks])
-    over = deltas.minutes < _minute(before)
-    left = deltas.where(~over)
-    return _delta_rows(part, deltas.where(over)), (left, left.packed()) if len(left) else None
-
-
-async def _waiting(connection: asyncpg.Connection, query: Query) -> Deltas | None:
-    """What there is for a question in blocks, by the units of time that are asked for."""
-    rows = await connection.fetch(
-        "SELECT windows, data FROM blocks WHERE part = $1 AND first < $3 AND last >= $2",
-        query.part,
-        query.start,
-        query.end,
-    )
-    if not rows:
-        return None
-    long = sum(row["windows"] for row in rows) > _MANY_DELTAS
-    found = await off_loop(long, _asked, query, [row["data"] for row in rows])
-    return found if len(found) else None
-
-
-def _asked(query: Query, blocks: Sequence[bytes]) -> Deltas:
-    start, end = _minute(query.start), _minute(query.end)
-    found = [unpacked(data).of(query.org_id, start, end) for data in blocks]
-    unit = {"minute": 1, "hour": 60}.get(query.granularity, 24 * 60)
-    return added_up([deltas.by(unit) for deltas in found])
 
 
 def _delta_rows(part: int, deltas: Deltas) -> bytes:
@@ -302,14 +231,6 @@ def _delta_rows(part: int, deltas: Deltas) -> bytes:
     sketches = deltas.sketches
     rows.int4_arrays(sketches.bins, sketches.ends).int8_arrays(sketches.counts, sketches.ends)
     return rows.finish()
-
-
-def _minute(at: datetime) -> int:
-    return int(at.timestamp()) // 60
-
-
-def _start(minute: Any) -> datetime:
-    return EPOCH + timedelta(minutes=int(minute))
 
 
 def _uuid(value: bytes | str | None) -> UUID | str | None:

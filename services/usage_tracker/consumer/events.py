@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +25,6 @@ from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents
 from services.usage_tracker.domain.settling import Settled
 
 BATCH_SIZES = (1, 10, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
-# Parts whose batches are counted at the same time: one waits for the database, one computes.
-_AT_ONCE = 2
 _logger = logging.getLogger(__name__)
 
 # What one transaction tells of: at most so many messages of each kind, so many ids in each.
@@ -96,9 +93,6 @@ class EventsConsumer:
         chunk_events: int = 20_000,
     ) -> None:
         self._layouts = layouts
-        # Parts that are worked on at once only take the interpreter from each other; one after the
-        # other, more is there for each, and a larger batch costs less an event.
-        self._turn = asyncio.Semaphore(_AT_ONCE)
         self._partitions: dict[int, int] = {}
         self._chunk_events = chunk_events
         self._accounting = accounting
@@ -128,12 +122,6 @@ class EventsConsumer:
             RecordRefused: a record is none of ours.
             PricesChanged: a price was stated meanwhile; the same again will do.
         """
-        async with self._turn:
-            return await self._counted(connection, part, records)
-
-    async def _counted(
-        self, connection: Connection, part: int, records: Sequence[Record]
-    ) -> Counted:
         change = Change(
             connection,
             None,

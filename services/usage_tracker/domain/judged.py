@@ -50,6 +50,8 @@ _DECIMALS = (
     ("cost_usd", "client_cost_nano", 1_000_000, 9),
 )
 _ODD = b""
+# Of a number as it travels: a worker of the release before reads no shorter ones.
+_LEAST_BYTES = 4
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -67,14 +69,14 @@ class Judged:
     def partitions(self, partition: Callable[[bytes, bytes], int]) -> dict[int, Integers]:
         """The events of each partition, which their identity decides."""
         events = self.ids["event_id"].view("V16").reshape(-1).tolist()
-        found = np.array(list(map(partition, _listed(self.coded["org_id"]), events)))
+        found = np.array(list(map(partition, self.coded["org_id"].listed(), events)))
         return {int(part): np.flatnonzero(found == part) for part in np.unique(found)}
 
     def columns(self, chosen: Integers) -> Columns:
         """Some of the events as they travel."""
         found: dict[str, Any] = {name: ids[chosen].tobytes() for name, ids in self.ids.items()}
         for name, numbers in self.numbers.items():
-            found[name] = packed_numbers(numbers[chosen])
+            found[name] = packed_numbers(numbers[chosen], _LEAST_BYTES)
         for name, column in self.coded.items():
             found[name] = packed_column(column, chosen)
         return Columns(**found)
@@ -126,7 +128,7 @@ class _Read:
         coded["user_id"] = _mapped(users, lambda user: user[0])
         coded["user_ref"] = _mapped(users, lambda user: user[1])
         for name in ("project_id", "user_id", "user_ref"):
-            values[name] = _listed(coded[name])
+            values[name] = coded[name].listed()
         numbers = dict(self._numbers)
         for name in _TOKENS:
             values[name] = [count or 0 for count in fields[name]]
@@ -184,10 +186,6 @@ def _mapped(column: Column, value_of: Callable[[Any], Any]) -> Column:
     """Another column that the first one decides."""
     values = column_of([value_of(value) for value in column.values])
     return values.take(column.codes)
-
-
-def _listed(column: Column) -> list[Any]:
-    return [column.values[code] for code in column.codes.tolist()]
 
 
 def _typed(fields: Fields) -> Mask:

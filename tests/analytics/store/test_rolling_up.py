@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ import pytest
 
 from common.database import Scope
 from services.analytics.domain.measures import DIMENSIONS, SUMS
-from services.analytics.domain.windows import arrived, fresh
+from services.analytics.domain.windows import added_up, arrived, fresh
 from services.analytics.store import RollupStore
 from tests.analytics.deltas import windows_of
 from tests.analytics.store.conftest import EVER, MODELS, START, Books, append, ask, roll_up
@@ -64,6 +65,52 @@ async def test_a_backlog_is_moved_in_bounded_steps(db):
     end = START + timedelta(days=5)
     result = await ask(store, books, START, end, "month")
     assert result.totals.sums["cost_nano"] == books.total("cost_nano", START, end)
+
+
+async def blocks_of(db, books) -> list[int]:
+    async with db.session() as connection:
+        rows = await connection.fetch(
+            "SELECT windows FROM blocks WHERE part = $1 ORDER BY windows", books.part
+        )
+    return [row["windows"] for row in rows]
+
+
+async def test_no_block_is_larger_than_one_transaction_can_move(db):
+    books, store = Books(), RollupStore(db, step=40, most=100)
+    for size in (250, 90, 30, 30, 30):
+        rows = [books.row(user_id=uuid4().bytes) for _ in range(size)]
+        await append(db, store, books, windows_of(rows))
+    assert await blocks_of(db, books) == [30, 30, 30, 50, 90, 100, 100]
+    assert await store.gather(books.part) == 3
+    assert await blocks_of(db, books) == [50, 90, 90, 100, 100]
+    end = START + timedelta(days=5)
+    assert await store.waiting(books.part, end) == 430
+    middle = START + timedelta(hours=30, seconds=20)
+    over = [row for row in books.rows if row["minute"] * 60 < middle.timestamp() - 20]
+    assert await store.roll_up(books.part, middle) == len(over)
+    assert await store.waiting(books.part, middle.replace(second=0)) == 0
+    assert max(await blocks_of(db, books)) <= 100
+    result = await ask(store, books, START, end, "all")
+    assert result.totals.sums["events"] == books.total("events", START, end)
+
+
+async def test_a_small_block_keeps_no_larger_ones_apart(db):
+    books, store = Books(), RollupStore(db)
+    for size in (1, *[20] * 9):
+        rows = [books.row(user_id=uuid4().bytes) for _ in range(size)]
+        await append(db, store, books, windows_of(rows))
+    assert await store.gather(books.part) == 10
+    await append(db, store, books, books.windows(0, 1))
+    assert await store.gather(books.part) == 0
+
+
+async def test_windows_that_share_a_series_by_chance_stay_with_their_organizations(db, store):
+    books = Books()
+    other = Books(part=books.part)
+    rows = [books.row(minute=1), other.row(minute=1)]
+    found = arrived([fresh(windows_of(rows), 0)]).deltas
+    same = replace(found, series=found.series[[0, 0]])
+    assert sorted(added_up([same]).orgs.listed()) == sorted([books.org.bytes, other.org.bytes])
 
 
 async def test_sketches_survive_the_roll_up(db, store):

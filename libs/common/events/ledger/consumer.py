@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from datetime import datetime
 from time import monotonic
 
@@ -67,6 +68,7 @@ class PartitionConsumer:
         backoff: Backoff | None = None,
         partitions: int | None = None,
         chores: Chores | None = None,
+        at_once: int | None = None,
     ) -> None:
         """Takes nothing before ``start``.
 
@@ -87,6 +89,7 @@ class PartitionConsumer:
             backoff: between attempts after an error.
             partitions: how many the topic must have; None works with as many as it has.
             chores: what else is done with a partition that is held.
+            at_once: partitions whose batches are applied at the same time; None is all.
         """
         self.name = f"{group} of {topic}"
         self._bus = bus
@@ -112,6 +115,7 @@ class PartitionConsumer:
             max_records=max_records,
             backoff=backoff or _RETRY,
             chores=chores,
+            turn=nullcontext() if at_once is None else asyncio.Semaphore(at_once),
         )
         self._parts = 0
         self._share: frozenset[int] = frozenset()

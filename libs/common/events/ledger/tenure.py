@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic
 from typing import Any, Protocol
@@ -64,6 +65,8 @@ class Work:
     max_records: int
     backoff: Backoff
     chores: Chores | None = None
+    # How many partitions are worked on at once; waited for without a connection in hand.
+    turn: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
 
 
 class Tenure:
@@ -258,7 +261,7 @@ class Tenure:
 
     async def _apply(self, records: list[Record]) -> Any:
         work, last = self._work, records[-1].place
-        async with work.db.session() as connection, connection.transaction():
+        async with work.turn, work.db.session() as connection, connection.transaction():
             result = await work.apply(connection, self.part, records)
             await work.offsets.advance(connection, self.part, self.epoch, self._stored, last)
         self._stored = self._position = last
