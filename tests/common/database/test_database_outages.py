@@ -133,8 +133,11 @@ async def test_a_database_that_is_killed_is_unavailable_and_comes_back_without_a
     async def cut_off() -> None:
         async with own_database.change(Scope()) as change:
             await change.connection.execute("INSERT INTO notes VALUES (2, 'lost')")
+            backends = psutil.Process(process.pid).children()
             process.send_signal(signal.SIGKILL)
             await asyncio.to_thread(process.wait)
+            # They end by themselves, once they see that; until then one may serve and commit.
+            await asyncio.to_thread(psutil.wait_procs, backends, 30)
             await change.connection.execute("INSERT INTO notes VALUES (3, 'lost')")
 
     with pytest.raises(Unavailable):
