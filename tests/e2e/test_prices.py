@@ -369,7 +369,7 @@ def nano(costs: list[Decimal] | None) -> int:
 def reprice(platform: Platform, org_id: str, since: datetime, until: datetime) -> str:
     """What the command says last."""
     times = [f"{at:%Y-%m-%dT%H:%M:%S}" for at in (since, until)]
-    command = [sys.executable, "-m", "fleet.cli", "reprice", "--data", str(platform.data)]
+    command = [sys.executable, "-m", "fleet", "reprice", "--data", str(platform.data)]
     command += ["--org", org_id, "--from", times[0], "--to", times[1]]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
