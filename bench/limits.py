@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
@@ -149,16 +149,15 @@ async def of_database(server: Postgres, settings: Settings, events: int, stored:
             appended = await store.append(connection, 0, [windows])
         store.remember(appended)
 
-    async def gather(number: int) -> None:
+    async def roll_up(number: int) -> None:
         await append(ROUNDS + number)
-        began.append(time.perf_counter())
-        await store.gather(0)
+        await store.roll_up(0, later)
 
-    began: list[float] = []
+    later = datetime.now(UTC) + timedelta(hours=1)
     await limits.run("PostgreSQL: windows of analytics, appended", append)
-    await store.gather(0)
+    await store.roll_up(0, later)
     batches += batches
-    await limits.run("PostgreSQL: windows appended and gathered", gather)
+    await limits.run("PostgreSQL: windows appended and rolled up", roll_up)
     await analytics.close()
     return limits
 

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
     from common.database import Database
 
-_DELTA_COLUMNS = (
-    *("part", "start", "series_id", *SUMS, "org_id", "latency_bins", "latency_counts"),
-)
+_DELTA_COLUMNS = ("part", "start", "series_id", *SUMS, "org_id", "latency_bins", "latency_counts")
 _SERIES_COLUMNS = ("series_id", "org_id", *DIMENSIONS)
 _SERIES_ARRAYS = ", ".join(
     f"${n}::{'uuid' if name.endswith('_id') else 'text'}[]"

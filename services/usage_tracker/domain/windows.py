@@ -74,7 +74,7 @@ class Deltas:
     def __len__(self) -> int:
         return len(self.minutes)
 
-    def packed(self, first: int, chosen: Integers, reason: str | None = None) -> dict[str, Any]:
+    def packed(self, first: int, chosen: Integers) -> dict[str, Any]:
         """Some deltas as they are sent on, in their order; ``first`` is the number of the 0th."""
         ends = np.concatenate([[0], self.ends])
         starts, stops = ends[chosen], ends[chosen + 1]
@@ -82,7 +82,7 @@ class Deltas:
         return {
             "seq": (chosen + first).astype(SEQ).tobytes(),
             "minute": packed_numbers(self.minutes[chosen]),
-            "reason": Coded([reason], b""),
+            "reason": Coded([None], b""),
             **{name: packed_column(c, chosen) for name, c in self.dimensions.items()},
             **{name: packed_numbers(sums[chosen]) for name, sums in self.sums.items()},
             "latency_bins": packed_numbers(self.bins[cells]),
