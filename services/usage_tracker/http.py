@@ -69,8 +69,9 @@ class UsageRoutes:
 
     async def send_events(self, request: Request) -> Response:
         call = current_call()
-        body = await read_body(request, limit=MAX_BYTES)
-        taken = await self._ingest.send(call.principal, body)
+        with self._ingest.holding(call.principal, _size(request)):
+            body = await read_body(request, limit=MAX_BYTES)
+            taken = await self._ingest.send(call.principal, body)
         listed = [
             {"index": i, "code": r.code, "field": r.field, "message": r.message}
             for i, r in taken.rejected
@@ -88,9 +89,10 @@ class UsageRoutes:
 
     async def track(self, request: Request) -> Response:
         call = current_call()
-        event = read_one(await read_body(request, limit=MAX_BYTES))
-        name_event = _event_name(call.principal, call.idempotency_key)
-        taken = await self._ingest.send_found(call.principal, [event], name_event)
+        with self._ingest.holding(call.principal, _size(request)):
+            event = read_one(await read_body(request, limit=MAX_BYTES))
+            name_event = _event_name(call.principal, call.idempotency_key)
+            taken = await self._ingest.send_found(call.principal, [event], name_event)
         if taken.accepted_at is None:
             return _refusal(request, taken, lambda _: "")
         event_id = str(UUID(bytes=taken.first_id))
@@ -110,6 +112,13 @@ class UsageRoutes:
         for kind, count in (await self._repeats()).items():
             self._repeated.of(kind=kind).set(count)
         return Response(self._telemetry.metrics.exposition(), media_type=CONTENT_TYPE)
+
+
+def _size(request: Request) -> int:
+    """Bytes that the body may come to."""
+    said = request.headers.get("content-length")
+    packed = "content-encoding" in request.headers
+    return MAX_BYTES if said is None or packed else min(int(said), MAX_BYTES)
 
 
 def _event_name(principal: Principal, key: str | None) -> Callable[[UUID], UUID]:

@@ -16,6 +16,7 @@ from services.usage_tracker.actions.layout import Layouts, publishers
 from services.usage_tracker.actions.prices import CurrentPrices, PriceActions
 from services.usage_tracker.actions.projects import Projects
 from services.usage_tracker.actions.repricing import Repricing
+from services.usage_tracker.actions.turns import Turns
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting, eviction
 from services.usage_tracker.consumer.recent import RecentDeltas
@@ -27,8 +28,8 @@ from services.usage_tracker.rpc import PriceServicer
 from services.usage_tracker.store import LayoutStore, RepricingStore, UsageStore
 
 NAME = "usage_tracker"
-# Partitions that a process counts at the same time: one computes while one waits for the database.
-# All at once would only take the interpreter from each other, with smaller batches.
+# Bodies that a process judges at the same time, and partitions that it counts: one computes while
+# one waits. More would only take the interpreter from each other.
 _AT_ONCE = 2
 _PLATFORM_EVENTS = "platform.events"
 _PRICES = "mindweave.usage_tracker.v1.PriceService"
@@ -51,6 +52,11 @@ async def build(runtime: Runtime) -> Parts:
         telemetry=telemetry,
         layouts=layouts,
         raw_retention=raw,
+        turns=Turns(
+            at_once=_AT_ONCE,
+            most=settings.limits.ingest_bytes,
+            share=settings.limits.ingest_bytes_per_org,
+        ),
     )
     recent = RecentDeltas()
     prices = CurrentPrices(PriceBook.bundled(), db)

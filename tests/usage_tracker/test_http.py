@@ -6,15 +6,18 @@ import asyncio
 import gzip
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import httpx
 import pytest
 import zstandard
 
 from common.events.bus import BusFull, BusUnavailable, Outgoing
 from common.events.envelope import unpack
+from common.identity.call import Principal
+from common.testing import a_project_key
 from services.usage_tracker.actions.ingest import MAX_RECORD_BYTES
 from services.usage_tracker.domain.columns import NUMBERS
 from services.usage_tracker.domain.layout import Layout, State
@@ -333,3 +336,38 @@ async def test_many_batches_at_once_are_each_taken_whole(world: World) -> None:
     assert {a.json()["accepted"] for a in answers} == {50}
     assert len(world.bus.rows()) == 1000
     assert len({row.event_id for row in world.bus.rows()}) == 1000
+
+
+async def test_who_has_much_in_hand_is_refused_at_once_and_others_are_served(world: World) -> None:
+    others = a_project_key(ORG, uuid4(), ["events:write"])
+    may_end = asyncio.Event()
+
+    async def chunks(begun: asyncio.Event | None) -> AsyncIterator[bytes]:
+        yield json.dumps({"events": [an_event()]}).encode()[:-1]
+        if begun is not None:
+            begun.set()
+            await may_end.wait()
+        yield b"}"
+
+    async def stream(as_: Principal, begun: asyncio.Event | None = None) -> httpx.Response:
+        """Nobody knows how large a body without a length becomes."""
+        headers = {**world.credential(as_), "Content-Type": "application/json"}
+        return await world.http.post("/v1/events", content=chunks(begun), headers=headers)
+
+    async with asyncio.TaskGroup() as group:
+        begun = asyncio.Event()
+        first = group.create_task(stream(world.key, begun))
+        await begun.wait()
+        refused = await stream(others)
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert refused.headers["Retry-After"] == "1"
+        assert (await world.send(an_event())).status_code == 202
+        second_begun = asyncio.Event()
+        second = group.create_task(stream(world.owner, second_begun))
+        await second_begun.wait()
+        full = await stream(world.stranger)
+        assert (full.status_code, full.json()["code"]) == (503, "overloaded")
+        assert full.headers["Retry-After"] == "1"
+        may_end.set()
+    assert first.result().status_code == second.result().status_code == 202
+    assert (await stream(others)).status_code != 429

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,6 +25,7 @@ from common.telemetry import Telemetry, correlation_id
 from common.threads import off_loop
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.projects import Projects
+from services.usage_tracker.actions.turns import Turns
 from services.usage_tracker.domain.columns import Columns, columns_of
 from services.usage_tracker.domain.events import (
     Event,
@@ -108,8 +110,10 @@ class Ingest:
         telemetry: Telemetry,
         layouts: Layouts,
         raw_retention: timedelta,
+        turns: Turns,
     ) -> None:
         self._bus = bus
+        self._turns = turns
         self._access = access
         self._projects = projects
         self._clock = clock
@@ -139,16 +143,17 @@ class Ingest:
             Unavailable: tenants cannot be checked, or the number of partitions is being changed.
         """
         long = len(body) > _LONG_BODY
-        fields = await off_loop(long, read_fields, body)
+        fields = await self._work(principal, long, read_fields, body)
         if fields is None:
-            return await self.send_found(principal, await off_loop(long, read_batch, body))
+            found = await self._work(principal, long, read_batch, body)
+            return await self.send_found(principal, found)
         self._sizes.observe(len(fields["event_id"]))
         tenancy = await self._tenancy(principal, fields["project_id"], fields["org_id"])
         layout = self._layouts.open()
         received_at = self._clock.now()
         judge = Judge(tenancy, received_at, self._raw_retention)
         head = _head(principal, received_at, layout)
-        parts = await off_loop(long, _parts_of_fields, judge, fields, body, head)
+        parts = await self._work(principal, long, _parts_of_fields, judge, fields, body, head)
         return await self._publish(principal, parts, received_at, layout)
 
     async def send_found(
@@ -174,8 +179,30 @@ class Ingest:
         judge = Judge(tenancy, received_at, self._raw_retention, name_event)
         long = len(found) > _MANY_EVENTS
         head = _head(principal, received_at, layout)
-        parts = await off_loop(long, _parts_of_events, judge, found, head)
+        parts = await self._work(principal, long, _parts_of_events, judge, found, head)
         return await self._publish(principal, parts, received_at, layout)
+
+    def holding(self, principal: Principal, size: int) -> AbstractContextManager[None]:
+        """A body of so many bytes of a caller is in hand.
+
+        Raises:
+            RateLimited, Unavailable: there are too many, of the caller's organization or of all.
+        """
+        return self._turns.holding(_tenant(principal), size)
+
+    async def _work(
+        self,
+        principal: Principal,
+        long: bool,
+        work: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Work of milliseconds is done in a thread, in the turn of its organization."""
+        if not long:
+            return work(*args, **kwargs)
+        async with self._turns.turn(_tenant(principal)):
+            return await off_loop(True, work, *args, **kwargs)
 
     async def _tenancy(
         self, principal: Principal, projects_named: Named, orgs_named: Named
@@ -216,6 +243,10 @@ class Ingest:
         self._layouts.confirm(layout)
         self._accepted.inc(parts.accepted)
         return Taken(parts.accepted, parts.rejected, self._clock.now(), parts.first_id)
+
+
+def _tenant(principal: Principal) -> object:
+    return principal.org_id or principal.subject
 
 
 def _head(principal: Principal, received_at: datetime, layout: Layout) -> _Head:
