@@ -53,7 +53,8 @@ class Job(msgspec.Struct, frozen=True):
 class Sent(msgspec.Struct, frozen=True):
     """What came of it; ``accepted`` are those acknowledged that are no ``repeats``.
 
-    Times are seconds since 1970, latencies milliseconds from when it was due until the 202.
+    Times are seconds since 1970, latencies milliseconds from when it was due until the 202,
+    ``refused`` those from a request that was refused until the answer that said so.
     """
 
     accepted: int
@@ -64,6 +65,7 @@ class Sent(msgspec.Struct, frozen=True):
     accepted_at: datetime
     cpu_seconds: float
     latencies: list[float]
+    refused: list[float]
 
 
 class Source:
@@ -124,7 +126,7 @@ class Generator:
         self._turns = cycle(self._sources)
         self._http = HttpConnections(job.host, job.port)
         self._latencies: list[float] = []
-        self._refusals = 0
+        self._refused: list[float] = []
         self._accepted_at = ""
 
     async def run(self) -> Sent:
@@ -139,12 +141,13 @@ class Generator:
         return Sent(
             accepted=sum(source.accepted for source in self._sources),
             repeats=sum(source.repeats for source in self._sources),
-            refusals=self._refusals,
+            refusals=len(self._refused),
             began=began,
             ended=ended,
             accepted_at=datetime.fromisoformat(self._accepted_at),
             cpu_seconds=time.process_time() - cpu,
             latencies=sorted(self._latencies),
+            refused=sorted(self._refused),
         )
 
     def save(self) -> None:
@@ -171,12 +174,13 @@ class Generator:
         source = next(self._turns)
         request, rows, ids = source.request()
         while True:
+            sent = time.perf_counter()
             answer = await self._http.exchange(request)
             if answer.status == 202:
                 break
             if answer.status not in _AGAIN:
                 raise ConnectionError(f"{answer.status}: {answer.body[:300].decode()}")
-            self._refusals += 1
+            self._refused.append((time.perf_counter() - sent) * 1000)
             await asyncio.sleep(float(answer.fields.get(b"retry-after", b"1")))
         self._latencies.append((time.perf_counter() - due) * 1000)
         told = msgspec.json.decode(answer.body)

@@ -155,7 +155,7 @@ class Run:
 
 async def measure(layout: Layout, folder: Path, wanted: argparse.Namespace) -> dict[str, Any]:
     """All figures of one layout."""
-    with _platform(layout, folder / "data", wanted.buffers) as platform:
+    with platform_of(layout, folder / "data", wanted.buffers) as platform:
         platform.wait_until_ready()
         tenants = [
             make_tenant(platform.address, PROJECTS // ORGANIZATIONS) for _ in range(ORGANIZATIONS)
@@ -286,7 +286,8 @@ def _program(process: psutil.Process) -> str:
     return name
 
 
-def _platform(layout: Layout, data: Path, buffers: int) -> Platform:
+def platform_of(layout: Layout, data: Path, buffers: int) -> Platform:
+    """Not started yet."""
     environment = {**ENVIRONMENT, "MINDWEAVE_EMBEDDED_BUFFERS_MB": str(buffers)}
     listen = f"127.0.0.1:{free_port()}"
     if layout.layout == "all":
