@@ -27,7 +27,7 @@ from bench.platform import facts_of
 from bench.tenant import make_tenant
 from fleet.process import Platform
 
-FLOOD_BATCH, FLOOD_CONNECTIONS = 1000, 64
+FLOOD_BATCH, FLOOD_CONNECTIONS = 1000, 160
 QUIET_BATCH, QUIET_RATE = 100, 1000.0
 
 
@@ -92,7 +92,8 @@ async def measure(layout: Layout, folder: Path, seconds: float, buffers: int) ->
         left = memory.now()
     rate = flooded.accepted / (flooded.ended - flooded.began)
     print(f"  flood: {rate:.0f} events/s accepted, 202 {latencies(flooded)}")
-    print(f"  refused {flooded.refusals} times, told after {Latencies(flooded.refused)}")
+    told = Latencies(flooded.refused) if flooded.refused else "nothing"
+    print(f"  refused {flooded.refusals} times, told after {told}")
     for name, sent in (("alone", alone), ("beside it", beside), ("after it", after)):
         print(f"  quiet, {name}: 202 {latencies(sent)}, {sent.refusals} refusals")
     print(f"  {len(files)} loads; memory {before:.0f}, at most {memory.most:.0f}, {left:.0f} MB")
