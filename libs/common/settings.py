@@ -52,9 +52,11 @@ class Limits(BaseModel):
     requests_per_second: int = Field(default=2000, gt=0)
     # Of one address: those that only auth could tell from right ones, each counted once.
     failed_credentials_per_minute: int = Field(default=60, gt=0)
-    # Of the bodies of events that a process has in hand, and of those of one organization.
+    # Of the bodies of events that a process has in hand, of those of one organization and of one
+    # credential.
     ingest_bytes: int = Field(default=128_000_000, gt=0)
     ingest_bytes_per_org: int = Field(default=32_000_000, gt=0)
+    ingest_bytes_per_credential: int = Field(default=24_000_000, gt=0)
     # Of all clients of one HTTP address together.
     connections: int = Field(default=4000, gt=0)
 

@@ -69,8 +69,8 @@ class UsageRoutes:
 
     async def send_events(self, request: Request) -> Response:
         call = current_call()
-        with self._ingest.holding(call.principal, _size(request)):
-            body = await read_body(request, limit=MAX_BYTES)
+        with self._ingest.holding(call.principal) as room:
+            body = await read_body(request, limit=MAX_BYTES, room=room)
             taken = await self._ingest.send(call.principal, body)
         listed = [
             {"index": i, "code": r.code, "field": r.field, "message": r.message}
@@ -89,8 +89,8 @@ class UsageRoutes:
 
     async def track(self, request: Request) -> Response:
         call = current_call()
-        with self._ingest.holding(call.principal, _size(request)):
-            event = read_one(await read_body(request, limit=MAX_BYTES))
+        with self._ingest.holding(call.principal) as room:
+            event = read_one(await read_body(request, limit=MAX_BYTES, room=room))
             name_event = _event_name(call.principal, call.idempotency_key)
             taken = await self._ingest.send_found(call.principal, [event], name_event)
         if taken.accepted_at is None:
@@ -112,13 +112,6 @@ class UsageRoutes:
         for kind, count in (await self._repeats()).items():
             self._repeated.of(kind=kind).set(count)
         return Response(self._telemetry.metrics.exposition(), media_type=CONTENT_TYPE)
-
-
-def _size(request: Request) -> int:
-    """Bytes that the body may come to."""
-    said = request.headers.get("content-length")
-    packed = "content-encoding" in request.headers
-    return MAX_BYTES if said is None or packed else min(int(said), MAX_BYTES)
 
 
 def _event_name(principal: Principal, key: str | None) -> Callable[[UUID], UUID]:

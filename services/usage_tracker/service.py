@@ -16,7 +16,7 @@ from services.usage_tracker.actions.layout import Layouts, publishers
 from services.usage_tracker.actions.prices import CurrentPrices, PriceActions
 from services.usage_tracker.actions.projects import Projects
 from services.usage_tracker.actions.repricing import Repricing
-from services.usage_tracker.actions.turns import Turns
+from services.usage_tracker.actions.turns import Shares, Turns
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting, eviction
 from services.usage_tracker.consumer.recent import RecentDeltas
@@ -54,8 +54,11 @@ async def build(runtime: Runtime) -> Parts:
         raw_retention=raw,
         turns=Turns(
             at_once=_AT_ONCE,
-            most=settings.limits.ingest_bytes,
-            share=settings.limits.ingest_bytes_per_org,
+            shares=Shares(
+                everybody=settings.limits.ingest_bytes,
+                org=settings.limits.ingest_bytes_per_org,
+                credential=settings.limits.ingest_bytes_per_credential,
+            ),
         ),
     )
     recent = RecentDeltas()

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from common.errors import MindWeaveError
+from common.errors import MindWeaveError, RateLimited
 from common.http import protocol
 from common.http.body import read_body
 from common.http.problems import problem
@@ -148,6 +148,39 @@ async def test_a_handler_says_which_bodies_it_takes() -> None:
         zstd = "Content-Encoding: zstd\r\n"
         assert await status_of(b"{}", "application/x-protobuf", zstd) == 415
         assert await status_of(b"", "text/plain") == 200
+
+
+class Shelf:
+    """Room for ten bytes."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def need(self, size: int) -> None:
+        if self.taken + size > 10:
+            raise RateLimited("No room.", retry_after=1.0)
+
+    def take(self, size: int) -> None:
+        self.need(size)
+        self.taken += size
+
+
+async def test_a_body_for_which_there_is_no_room_is_refused_before_a_byte_of_it_came() -> None:
+    shelf = Shelf()
+
+    async def read(request: Request) -> Response:
+        return Response(await read_body(request, room=shelf))
+
+    async with serving(read) as address, connected(address) as connection:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection[1].write(head + b"Content-Length: 11\r\n\r\n")
+        assert ((await answer_of(connection))[0], shelf.taken) == (429, 0)
+    async with serving(read) as address, connected(address) as connection:
+        connection[1].write(head + b"Content-Length: 8\r\n\r\n12345678")
+        assert ((await answer_of(connection))[0], shelf.taken) == (200, 8)
+        chunked = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+        connection[1].write(head + chunked)
+        assert ((await answer_of(connection))[0], shelf.taken) == (429, 8)
 
 
 async def test_a_body_that_nobody_read_is_read_away_and_the_connection_lives_on() -> None:

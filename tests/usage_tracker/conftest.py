@@ -39,7 +39,7 @@ from mindweave.project.v1.project_pb2_grpc import ProjectServiceStub
 from services.usage_tracker.actions.ingest import Ingest
 from services.usage_tracker.actions.layout import Layouts, Repartitioning
 from services.usage_tracker.actions.projects import Projects
-from services.usage_tracker.actions.turns import Turns
+from services.usage_tracker.actions.turns import Shares, Turns
 from services.usage_tracker.consumer.forgetting import eviction
 from services.usage_tracker.domain.columns import columns_of
 from services.usage_tracker.domain.judging import Row, microseconds
@@ -331,7 +331,7 @@ async def world() -> AsyncIterator[World]:
             telemetry=telemetry,
             layouts=cast(Layouts, layouts),
             raw_retention=timedelta(days=7),
-            turns=Turns(at_once=2, most=25_000_000, share=12_000_000),
+            turns=Turns(at_once=2, shares=Shares(25_000_000, 12_000_000, 8_000_000)),
         )
 
         async def health() -> list[ServiceHealth]:

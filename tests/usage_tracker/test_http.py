@@ -17,7 +17,7 @@ import zstandard
 from common.events.bus import BusFull, BusUnavailable, Outgoing
 from common.events.envelope import unpack
 from common.identity.call import Principal
-from common.testing import a_project_key
+from common.testing import a_project_key, a_user
 from services.usage_tracker.actions.ingest import MAX_RECORD_BYTES
 from services.usage_tracker.domain.columns import NUMBERS
 from services.usage_tracker.domain.layout import Layout, State
@@ -338,36 +338,59 @@ async def test_many_batches_at_once_are_each_taken_whole(world: World) -> None:
     assert len({row.event_id for row in world.bus.rows()}) == 1000
 
 
-async def test_who_has_much_in_hand_is_refused_at_once_and_others_are_served(world: World) -> None:
-    others = a_project_key(ORG, uuid4(), ["events:write"])
-    may_end = asyncio.Event()
+class Slow:
+    """Requests of whom nobody knows how large they become, each held before its last byte."""
 
-    async def chunks(begun: asyncio.Event | None) -> AsyncIterator[bytes]:
-        yield json.dumps({"events": [an_event()]}).encode()[:-1]
-        if begun is not None:
-            begun.set()
-            await may_end.wait()
-        yield b"}"
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.may_end = asyncio.Event()
 
-    async def stream(as_: Principal, begun: asyncio.Event | None = None) -> httpx.Response:
-        """Nobody knows how large a body without a length becomes."""
-        headers = {**world.credential(as_), "Content-Type": "application/json"}
-        return await world.http.post("/v1/events", content=chunks(begun), headers=headers)
+    async def post(
+        self, who: Principal, padding: int, begun: asyncio.Event | None = None
+    ) -> httpx.Response:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield json.dumps({"events": [an_event()]}).encode()[:-1]
+            yield b" " * padding
+            if begun is not None:
+                begun.set()
+                await self.may_end.wait()
+            yield b"}"
 
-    async with asyncio.TaskGroup() as group:
+        headers = {**self._world.credential(who), "Content-Type": "application/json"}
+        return await self._world.http.post("/v1/events", content=chunks(), headers=headers)
+
+    async def held(
+        self, group: asyncio.TaskGroup, who: Principal, padding: int
+    ) -> asyncio.Task[httpx.Response]:
         begun = asyncio.Event()
-        first = group.create_task(stream(world.key, begun))
+        task = group.create_task(self.post(who, padding, begun))
         await begun.wait()
-        refused = await stream(others)
+        return task
+
+
+async def test_who_has_much_in_hand_is_refused_at_once_and_others_are_served(world: World) -> None:
+    colleague = a_project_key(ORG, uuid4(), ["events:write"])
+    slow = Slow(world)
+    async with asyncio.TaskGroup() as group:
+        held = [await slow.held(group, world.key, 7_000_000)]
+        held += [await slow.held(group, world.key, 10_000) for _ in range(5)]
+        refused = await slow.post(world.key, 1_000_000)
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert "credential" in refused.json()["detail"]
         assert refused.headers["Retry-After"] == "1"
+        refused = await slow.post(colleague, 6_000_000)
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert "organization" in refused.json()["detail"]
+        # A packed body counts as what it is unpacked.
+        packed = gzip.compress(b" " * 6_000_000)
+        refused = await world.send(body=packed, as_=colleague, content_encoding="gzip")
+        assert refused.status_code == 429
         assert (await world.send(an_event())).status_code == 202
-        second_begun = asyncio.Event()
-        second = group.create_task(stream(world.owner, second_begun))
-        await second_begun.wait()
-        full = await stream(world.stranger)
+        held.append(await slow.held(group, world.owner, 7_900_000))
+        held.append(await slow.held(group, world.stranger, 7_900_000))
+        full = await slow.post(a_user(), 4_000_000)
         assert (full.status_code, full.json()["code"]) == (503, "overloaded")
         assert full.headers["Retry-After"] == "1"
-        may_end.set()
-    assert first.result().status_code == second.result().status_code == 202
-    assert (await stream(others)).status_code != 429
+        slow.may_end.set()
+    assert [task.result().status_code for task in held[:7]] == [202] * 7
+    assert (await slow.post(colleague, 6_000_000)).status_code != 429

@@ -8,13 +8,15 @@ from contextlib import ExitStack
 import pytest
 
 from common.errors import RateLimited, Unavailable
-from services.usage_tracker.actions.turns import Turns
+from services.usage_tracker.actions.turns import InHand, Shares, Turns
 
 pytestmark = pytest.mark.unit
 
+SHARES = Shares(everybody=100, org=60, credential=30)
+
 
 async def test_a_tenant_that_sends_much_waits_for_itself_and_another_one_is_next() -> None:
-    turns, order = Turns(at_once=1, most=10, share=10), []
+    turns, order = Turns(at_once=1, shares=SHARES), []
 
     async def work(tenant: str, number: int) -> None:
         async with turns.turn(tenant):
@@ -37,7 +39,7 @@ async def test_a_tenant_that_sends_much_waits_for_itself_and_another_one_is_next
 
 
 async def test_no_more_work_at_once_than_said_and_none_is_lost_when_some_give_up() -> None:
-    turns, busy, most, done = Turns(at_once=2, most=10, share=10), 0, 0, 0
+    turns, busy, most, done = Turns(at_once=2, shares=SHARES), 0, 0, 0
 
     async def work(tenant: int) -> None:
         nonlocal busy, most, done
@@ -65,7 +67,7 @@ async def test_no_more_work_at_once_than_said_and_none_is_lost_when_some_give_up
 
 
 async def test_a_turn_that_comes_as_its_waiter_gives_up_goes_to_the_next() -> None:
-    turns = Turns(at_once=1, most=10, share=10)
+    turns = Turns(at_once=1, shares=SHARES)
     async with turns.turn("first"):
         gone = asyncio.create_task(turns.turn("second").__aenter__())
         await asyncio.sleep(0)
@@ -77,19 +79,30 @@ async def test_a_turn_that_comes_as_its_waiter_gives_up_goes_to_the_next() -> No
         pass
 
 
-def test_what_one_tenant_has_in_hand_is_bounded_and_so_is_that_of_all() -> None:
-    turns = Turns(at_once=1, most=100, share=60)
+def test_what_is_in_hand_is_bounded_for_a_credential_an_organization_and_all() -> None:
+    turns = Turns(at_once=1, shares=SHARES)
+
+    def arrives(org: str, credential: str, *sizes: int) -> InHand:
+        body = stack.enter_context(turns.holding(org, credential))
+        for size in sizes:
+            body.take(size)
+        return body
+
     with ExitStack() as stack:
-        stack.enter_context(turns.holding("one", 50))
-        with pytest.raises(RateLimited) as limited, turns.holding("one", 20):
-            pass
+        arrives("one", "a", 10, 10)
+        with pytest.raises(RateLimited, match="credential") as limited:
+            arrives("one", "a", 9, 2)
         assert limited.value.retry_after == 1.0
-        stack.enter_context(turns.holding("two", 40))
-        with pytest.raises(Unavailable) as full, turns.holding("three", 20):
-            pass
+        arrives("one", "b", 30)
+        with pytest.raises(RateLimited, match="organization"):
+            arrives("one", "c", 2)
+        last = arrives("two", "d", 30)
+        arrives("three", "e", 9)
+        with pytest.raises(Unavailable) as full:
+            last.take(3)
         assert (full.value.code, full.value.retry_after) == ("overloaded", 1.0)
-        stack.enter_context(turns.holding("three", 10))
-    with turns.holding("one", 1_000), pytest.raises(Unavailable), turns.holding("two", 1):
-        pass
-    with turns.holding("one", 60), turns.holding("two", 40):
-        pass
+    with ExitStack() as stack:
+        # Nothing is left of those, and one alone is let in, however large.
+        arrives("one", "a", 1_000)
+        with pytest.raises(Unavailable):
+            arrives("two", "b", 1)

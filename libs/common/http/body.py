@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Collection
+from typing import Protocol
 
 import zstandard
 from starlette.requests import Request
@@ -25,6 +26,16 @@ _ZSTD_WINDOW = 8 * 1024 * 1024  # RFC 9659
 _OFF_LOOP = 64 * 1024
 
 
+class Room(Protocol):
+    """Bounds what all bodies that arrive at once may hold; both raise where there is no room."""
+
+    def need(self, size: int) -> None:
+        """So many bytes will come."""
+
+    def take(self, size: int) -> None:
+        """So many bytes more are in hand."""
+
+
 async def read_body(
     request: Request,
     *,
@@ -32,6 +43,7 @@ async def read_body(
     media_types: Collection[str] = JSON_TYPES,
     encodings: Collection[str] = ENCODINGS,
     seconds: float = BODY_SECONDS,
+    room: Room | None = None,
 ) -> bytes:
     """The body, unpacked.
 
@@ -41,6 +53,7 @@ async def read_body(
         media_types: content types that the route takes; an empty body needs none.
         encodings: content encodings that the route takes beside identity.
         seconds: how long the whole body may take to arrive.
+        room: for this body beside others; it is asked before the first byte is read.
 
     Raises:
         PayloadTooLarge: more than ``limit``, said or sent or unpacked.
@@ -55,16 +68,22 @@ async def read_body(
     if said != "0" or "transfer-encoding" in headers:
         _check_media_type(headers.get("content-type"), media_types)
     encoding = _encoding(headers.getlist("content-encoding"), encodings)
-    packed = await _receive(request, limit, seconds)
+    if room is not None:
+        room.need(int(said))
+    packed = await _receive(request, limit, seconds, room)
     if not packed or encoding == "identity":
         return packed
     unpack = _gunzip if encoding == "gzip" else _unzstd
     if len(packed) > _OFF_LOOP:
-        return await asyncio.to_thread(unpack, packed, limit)
-    return unpack(packed, limit)
+        body = await asyncio.to_thread(unpack, packed, limit)
+    else:
+        body = unpack(packed, limit)
+    if room is not None:
+        room.take(len(body))
+    return body
 
 
-async def _receive(request: Request, limit: int, seconds: float) -> bytes:
+async def _receive(request: Request, limit: int, seconds: float, room: Room | None) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
@@ -73,6 +92,8 @@ async def _receive(request: Request, limit: int, seconds: float) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
+                if room is not None:
+                    room.take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {seconds:g} seconds.") from None

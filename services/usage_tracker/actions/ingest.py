@@ -25,7 +25,7 @@ from common.telemetry import Telemetry, correlation_id
 from common.threads import off_loop
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.actions.projects import Projects
-from services.usage_tracker.actions.turns import Turns
+from services.usage_tracker.actions.turns import InHand, Turns
 from services.usage_tracker.domain.columns import Columns, columns_of
 from services.usage_tracker.domain.events import (
     Event,
@@ -182,13 +182,9 @@ class Ingest:
         parts = await self._work(principal, long, _parts_of_events, judge, found, head)
         return await self._publish(principal, parts, received_at, layout)
 
-    def holding(self, principal: Principal, size: int) -> AbstractContextManager[None]:
-        """A body of so many bytes of a caller is in hand.
-
-        Raises:
-            RateLimited, Unavailable: there are too many, of the caller's organization or of all.
-        """
-        return self._turns.holding(_tenant(principal), size)
+    def holding(self, principal: Principal) -> AbstractContextManager[InHand]:
+        """A body of a caller, while it arrives and until it is answered."""
+        return self._turns.holding(_tenant(principal), principal.subject)
 
     async def _work(
         self,

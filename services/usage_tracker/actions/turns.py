@@ -4,13 +4,72 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Hashable, Iterator
+from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
-from common.errors import RateLimited, Unavailable
+from common.errors import MindWeaveError, RateLimited, Unavailable
 
 OVERLOADED = "overloaded"
 _AGAIN = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Bytes of bodies in hand: of all, of one organization and of one credential."""
+
+    everybody: int
+    org: int
+    credential: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    name: Hashable
+    share: int
+    error: type[MindWeaveError]
+    message: str
+    code: str | None
+
+
+class InHand:
+    """What has arrived of a body, which counts for all its owners; see ``Turns.holding``."""
+
+    def __init__(self, held: Counter[Hashable], owners: Sequence[_Owner]) -> None:
+        self._held = held
+        self._owners = owners
+        self._size = 0
+
+    def need(self, size: int) -> None:
+        """Be sure that there is room for so many bytes more; one body alone has it always.
+
+        Raises:
+            RateLimited: the credential or the organization has its share in hand.
+            Unavailable: there is no room for anybody.
+        """
+        for owner in self._owners:
+            others = self._held[owner.name] - self._size
+            if others and others + self._size + size > owner.share:
+                raise owner.error(owner.message, code=owner.code, retry_after=_AGAIN)
+
+    def take(self, size: int) -> None:
+        """So many bytes more have arrived.
+
+        Raises:
+            RateLimited, Unavailable: as ``need`` says; nothing was taken.
+        """
+        self.need(size)
+        self._add(size)
+
+    def release(self) -> None:
+        self._add(-self._size)
+
+    def _add(self, size: int) -> None:
+        self._size += size
+        for owner in self._owners:
+            self._held[owner.name] += size
+            if not self._held[owner.name]:
+                del self._held[owner.name]
 
 
 class Turns:
@@ -18,45 +77,51 @@ class Turns:
 
     Args:
         at_once: pieces of work at the same time.
-        most: bytes of all bodies that are in hand.
-        share: bytes of one tenant's.
+        shares: what may be in hand.
     """
 
-    def __init__(self, *, at_once: int, most: int, share: int) -> None:
+    def __init__(self, *, at_once: int, shares: Shares) -> None:
         self._free = at_once
-        self._most = most
-        self._share = share
+        self._shares = shares
         self._held: Counter[Hashable] = Counter()
-        self._total = 0
         # Tenants in the order of their turns, each with its work in the order that it came.
         self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
 
     @contextmanager
-    def holding(self, tenant: Hashable, size: int) -> Iterator[None]:
-        """A body of so many bytes is in hand; one at least is let in, however large.
-
-        Raises:
-            RateLimited: the tenant has its share in hand.
-            Unavailable: there is no room for anybody.
-        """
-        if self._held[tenant] and self._held[tenant] + size > self._share:
-            raise RateLimited(
-                "Too many of your requests are under way; wait for their answers.",
-                retry_after=_AGAIN,
-            )
-        if self._total and self._total + size > self._most:
-            raise Unavailable(
-                "Too many requests are under way.", code=OVERLOADED, retry_after=_AGAIN
-            )
-        self._held[tenant] += size
-        self._total += size
+    def holding(self, org: Hashable, credential: Hashable) -> Iterator[InHand]:
+        """A body that arrives; it is in hand until the end of the block."""
+        body = InHand(self._held, self._owners(org, credential))
         try:
-            yield
+            yield body
         finally:
-            self._total -= size
-            self._held[tenant] -= size
-            if not self._held[tenant]:
-                del self._held[tenant]
+            body.release()
+
+    def _owners(self, org: Hashable, credential: Hashable) -> Sequence[_Owner]:
+        shares = self._shares
+        yours = "wait for their answers, or send less at a time."
+        return (
+            _Owner(
+                ("credential", credential),
+                shares.credential,
+                RateLimited,
+                f"Too many requests with this credential are under way; {yours}",
+                None,
+            ),
+            _Owner(
+                ("org", org),
+                shares.org,
+                RateLimited,
+                f"Too many requests of your organization are under way; {yours}",
+                None,
+            ),
+            _Owner(
+                "everybody",
+                shares.everybody,
+                Unavailable,
+                "Too many requests are under way.",
+                OVERLOADED,
+            ),
+        )
 
     @asynccontextmanager
     async def turn(self, tenant: Hashable) -> AsyncIterator[None]:
