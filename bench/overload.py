@@ -36,15 +36,20 @@ class Memory:
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
-        self.most = 0.0
+        self.seen: list[float] = []
 
     def now(self) -> float:
         found = 0.0
         for process in self._platform.processes():
             with suppress(psutil.Error):
                 found += process.memory_full_info().pss / 1e6
-        self.most = max(self.most, found)
+        self.seen.append(found)
         return found
+
+    def halves(self) -> tuple[float, float]:
+        """The most in the first and in the second half of what was seen."""
+        middle = (len(self.seen) + 1) // 2
+        return max(self.seen[:middle]), max(self.seen[middle:])
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -79,6 +84,7 @@ async def measure(layout: Layout, folder: Path, seconds: float, buffers: int) ->
             flooded, beside = await asyncio.gather(
                 flood.load(seconds, FLOOD_BATCH), quiet.load(seconds, QUIET_BATCH, QUIET_RATE)
             )
+        first, second = memory.halves()
         after = await quiet.load(seconds, QUIET_BATCH, QUIET_RATE)
         await _seen(flood, flooded)
         await _seen(quiet, after)
@@ -96,7 +102,10 @@ async def measure(layout: Layout, folder: Path, seconds: float, buffers: int) ->
     print(f"  refused {flooded.refusals} times, told after {told}")
     for name, sent in (("alone", alone), ("beside it", beside), ("after it", after)):
         print(f"  quiet, {name}: 202 {latencies(sent)}, {sent.refusals} refusals")
-    print(f"  {len(files)} loads; memory {before:.0f}, at most {memory.most:.0f}, {left:.0f} MB")
+    print(
+        f"  {len(files)} loads; memory {before:.0f} MB before, {left:.0f} after;"
+        f" at most {first:.0f} in the first half of the flood, {second:.0f} in the second"
+    )
     return {
         "layout": layout.name,
         "flood_accepted_per_s": round(rate),
@@ -106,7 +115,7 @@ async def measure(layout: Layout, folder: Path, seconds: float, buffers: int) ->
         "quiet_ms_p95_alone": _quantile(alone.latencies, 0.95),
         "quiet_ms_p95_beside": _quantile(beside.latencies, 0.95),
         "quiet_ms_p95_after": _quantile(after.latencies, 0.95),
-        "memory_mb": [round(value) for value in (before, memory.most, left)],
+        "memory_mb": [round(value) for value in (before, first, second, left)],
         "lost": sum(one.lost for one in found),
         "doubled": sum(one.doubled for one in found),
     }

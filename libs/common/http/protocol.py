@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from common.errors import MindWeaveError, RateLimited, Unavailable
+from common.http.body import BODY_SECONDS
 from common.http.connections import Connections
 from common.http.problems import (
     HeadersTooLarge,
@@ -25,7 +26,8 @@ HEADER_BYTES = 32 * 1024
 HEADER_FIELDS = 100
 HEADER_SECONDS = 10.0
 TARGET_BYTES = 8 * 1024
-LINGER_SECONDS = 3.0
+# As long as a body may take that is read; where others need the connection it goes before.
+LINGER_SECONDS = BODY_SECONDS
 LINGER_BYTES = 64 * 1024 * 1024
 MOST_PIPELINED = 32
 # uvicorn's line for each request that is none would let anybody fill the log.
