@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Of malloc.h; the largest that may be asked for, and what is kept at the end of each of its heaps.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Of malloc.h; the largest that may be asked for, what is kept at the end of each of its heaps, and
+# how many there are: a thread each would keep as much, and Python runs one at a time.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST_KEPT = 32 * 1024 * 1024
 _KEPT = 64 * 1024 * 1024
+_HEAPS = 2
 
 
 def begin() -> None:
@@ -36,6 +38,7 @@ def _keep_freed_memory() -> None:
         if hasattr(library, "mallopt"):
             library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
             library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+            library.mallopt(_M_ARENA_MAX, _HEAPS)
 
 
 @contextmanager

@@ -49,3 +49,9 @@ def test_every_stage_of_an_event_is_measured():
     found = last_line("bench.stages", "--events", "2000", "--batch", "500")
     assert {"decode JSON", "judge, digest", "pack records", "price", "deltas"} <= found.keys()
     assert {"rows of identities", "rows of events", "rows of deltas"} <= found.keys()
+
+
+def test_a_flood_is_refused_beyond_its_share_and_a_quiet_tenant_never_is():
+    found = last_line("bench.overload", "--seconds", "2", "--buffers", "24")
+    assert found["refusals"] > 0
+    assert (found["quiet_refusals"], found["lost"], found["doubled"]) == (0, 0, 0)
