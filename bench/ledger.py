@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from bench.tenant import Tenant
 from common.database.copying import read_rows
 
 # As ``COPY BINARY`` gives an integer and an id.
+# Seconds until deltas have become rows, which they do once a minute.
+_PATIENCE = 300
 _ROW = np.dtype(
     [("number_length", ">i4"), ("number", ">i4"), ("event_id_length", ">i4"), ("event_id", "V16")]
 )
@@ -70,6 +73,10 @@ async def verdict(
         row=_ROW,
         take=keep,
     )
+    for _ in range(_PATIENCE):
+        if not await connection.fetchval("SELECT count(*) FROM delta_blocks"):
+            break
+        await asyncio.sleep(1.0)
     windows = await connection.fetchval(
         "SELECT coalesce(sum(events), 0)::bigint FROM deltas WHERE org_id = ANY ($1)", org_ids
     )

@@ -37,17 +37,12 @@ from fleet.embedded import Kafka, Postgres, Valkey
 from fleet.embedded.daemon import Daemon
 from services.analytics.domain.windows import Windows
 from services.analytics.store import RollupStore
+from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.records import EVENTS_TOPIC, windows_data
 from services.usage_tracker.domain.settling import Settled
-from services.usage_tracker.store import UsageStore, days_around
-from services.usage_tracker.store.rows import (
-    DELTA_COLUMNS,
-    EVENT_COLUMNS,
-    ID_COLUMNS,
-    delta_rows,
-    event_rows,
-    id_rows,
-)
+from services.usage_tracker.store import BlockStore, UsageStore, days_around
+from services.usage_tracker.store.blocks import keep
+from services.usage_tracker.store.rows import EVENT_COLUMNS, ID_COLUMNS, event_rows, id_rows
 
 ROUNDS = 7
 BATCH = 1000
@@ -125,10 +120,6 @@ async def of_database(server: Postgres, settings: Settings, events: int, stored:
         made = {
             "event_ids": (ID_COLUMNS, lambda: id_rows(0, settled.accepted)),
             "events": (EVENT_COLUMNS, lambda: event_rows(0, settled)),
-            "deltas": (
-                DELTA_COLUMNS,
-                lambda: delta_rows(0, _first(number, settled), settled.deltas),
-            ),
         }
         async with tracker.session() as connection, connection.transaction():
             for kind in kinds:
@@ -136,8 +127,24 @@ async def of_database(server: Postgres, settings: Settings, events: int, stored:
                 await copy_rows(connection, kind, columns, rows_of())
 
     print(f"{len(batches[0].deltas) / events:.2f} deltas an event")
-    for kinds in (["event_ids"], ["events"], ["deltas"]):
+    for kinds in (["event_ids"], ["events"]):
         await limits.run(f"PostgreSQL: rows of {kinds[0]}", lambda n, k=kinds: rows(n, k))
+
+    async def blocks(number: int) -> None:
+        settled = batches[number]
+        async with tracker.session() as connection, connection.transaction():
+            await keep(connection, 0, Numbered(_first(number, settled) + 1, settled.deltas))
+
+    async def add_up(number: int) -> None:
+        await blocks(number)
+        await tracker_blocks.add_up()
+
+    tracker_blocks = BlockStore(tracker)
+    await limits.run("PostgreSQL: deltas as blocks", blocks)
+    async with tracker.session() as connection:
+        await connection.execute("DELETE FROM delta_blocks")
+        await connection.execute("INSERT INTO relays (part, seq) VALUES (0, 2^60::bigint)")
+    await limits.run("PostgreSQL: deltas as blocks, each made rows at once", add_up)
     await tracker.close()
 
     analytics = await _opened(settings, "analytics", services.analytics.__path__[0])

@@ -20,6 +20,7 @@ import numpy as np
 
 from bench.traffic import Traffic
 from common.events.envelope import Envelope, pack, unpack
+from services.usage_tracker.domain.blocks import packed
 from services.usage_tracker.domain.columns import Batch
 from services.usage_tracker.domain.events import read_fields
 from services.usage_tracker.domain.identities import Identities
@@ -29,7 +30,7 @@ from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents, events_partition
 from services.usage_tracker.domain.settling import Settled, priced, settle
 from services.usage_tracker.domain.windows import deltas_of
-from services.usage_tracker.store.rows import delta_rows, event_rows, id_rows
+from services.usage_tracker.store.rows import event_rows, id_rows
 
 ROUNDS = 7
 PARTITIONS = 4
@@ -101,7 +102,7 @@ def measure(events: int, batch: int) -> dict[str, float]:
     )
     worker.run("rows of identities", lambda: id_rows(0, settled.accepted))
     worker.run("rows of events", lambda: event_rows(0, settled))
-    worker.run("rows of deltas", lambda: delta_rows(0, 0, settled.deltas))
+    worker.run("pack deltas", lambda: packed(settled.deltas))
     print(f"{len(settled.deltas) / in_part:.2f} deltas an event in a batch of {in_part}")
     print(f"filter: {seen.size / seen.count:.2f} bytes an identity")
     return stages.micros | worker.micros

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,8 @@ _MOST_CODES = 2**16
 # By the bytes of a number.
 _INTEGERS = {size: np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
 _MOST_KEYS = 2**62
+# So much stays within 64 bits.
+_MOST_SUM = 2**62
 
 
 class Coded(msgspec.Struct, Generic[V], frozen=True, array_like=True):
@@ -162,6 +164,19 @@ def grouped(columns: Sequence[tuple[Integers, int]]) -> tuple[Integers, Integers
     ranks = np.empty_like(order)
     ranks[order] = np.arange(len(order))
     return firsts[order], ranks[groups]
+
+
+def alone(sums: Mapping[str, Integers]) -> tuple[Integers, int]:
+    """A code of its own for each row that is too large to be added to as many as there are.
+
+    0 for all others; and how many codes there are.
+    """
+    count = len(next(iter(sums.values())))
+    bound = _MOST_SUM // max(1, count)
+    large: Mask = np.zeros(count, np.bool_)
+    for values in sums.values():
+        large |= (values > bound) | (values < -bound)
+    return np.where(large, np.cumsum(large), 0), int(large.sum()) + 1
 
 
 def ranges(starts: Integers, stops: Integers) -> Integers:

@@ -133,6 +133,8 @@ class Settings(BaseSettings):
     stream_max_records: int = Field(default=20_000, ge=1)
     raw_retention_days: int = Field(default=7, ge=1)
     id_retention_days: int = Field(default=8, ge=2)
+    # How long deltas of windows wait, packed, until they become rows of usage_tracker.
+    compaction_seconds: float = Field(default=60.0, gt=0)
     clock_skew_ms: int = Field(default=200, ge=0)
 
     pool_size: int = Field(default=4, ge=2)

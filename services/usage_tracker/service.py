@@ -17,6 +17,7 @@ from services.usage_tracker.actions.prices import CurrentPrices, PriceActions
 from services.usage_tracker.actions.projects import Projects
 from services.usage_tracker.actions.repricing import Repricing
 from services.usage_tracker.actions.turns import Shares, Turns
+from services.usage_tracker.consumer.compaction import Compaction
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting, eviction
 from services.usage_tracker.consumer.recent import RecentDeltas
@@ -25,7 +26,7 @@ from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import EVENTS_TOPIC
 from services.usage_tracker.http import UsageRoutes
 from services.usage_tracker.rpc import PriceServicer
-from services.usage_tracker.store import LayoutStore, RepricingStore, UsageStore
+from services.usage_tracker.store import BlockStore, LayoutStore, RepricingStore, UsageStore
 
 NAME = "usage_tracker"
 # Bodies that a process judges at the same time, and partitions that it counts: one computes while
@@ -40,7 +41,7 @@ async def build(runtime: Runtime) -> Parts:
     db = await runtime.database()
     raw = timedelta(days=settings.raw_retention_days)
     ids = timedelta(days=settings.id_retention_days)
-    store = UsageStore(db)
+    store, blocks = UsageStore(db), BlockStore(db)
     owner = f"{NAME}-{uuid7()}"
     layouts = Layouts(LayoutStore(db), runtime.bus, publishers(db, owner), settings.partitions)
     projects = Projects(runtime.stub("project", ProjectServiceStub), clock)
@@ -83,6 +84,7 @@ async def build(runtime: Runtime) -> Parts:
     relay = WindowsRelay(
         bus=runtime.bus,
         store=store,
+        blocks=blocks,
         progress=worker,
         clock=clock,
         telemetry=telemetry,
@@ -91,6 +93,7 @@ async def build(runtime: Runtime) -> Parts:
         layouts=layouts,
         recent=recent,
     )
+    compaction = Compaction(blocks, timedelta(seconds=settings.compaction_seconds))
     forgetting = Forgetting(store, clock, layouts=layouts, raw=raw, ids=ids)
     return Parts(
         servicers=[(_PRICES, PriceServicer(PriceActions(db, clock)))],
@@ -102,6 +105,7 @@ async def build(runtime: Runtime) -> Parts:
         tasks=[
             worker,
             relay,
+            compaction.periodic(),
             forgetting.periodic(),
             repricing.periodic(),
             EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),

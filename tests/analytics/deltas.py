@@ -5,11 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from common.columns import Integers, column_of, packed_column, packed_numbers
 from services.analytics.domain.measures import DIMENSIONS, SUMS
 from services.analytics.domain.windows import Columns, Windows
-from services.usage_tracker.domain.windows import packed_rows
+from services.usage_tracker.domain.windows import SUMS as STORED
 
 Row = Mapping[str, Any]
+
+
+def packed_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Deltas by the names of their columns, at least one, as they are sent on."""
+    everything = np.arange(len(rows))
+
+    def integers(name: str) -> Integers:
+        return np.array([row[name] for row in rows], np.int64)
+
+    def cells(name: str) -> Integers:
+        return np.array([cell for row in rows for cell in row[name]], np.int64)
+
+    return {
+        "seq": integers("seq").astype("<i8").tobytes(),
+        **{name: packed_numbers(integers(name)) for name in ("minute", *STORED)},
+        **{
+            name: packed_column(column_of([row[name] for row in rows]), everything)
+            for name in ("org_id", *DIMENSIONS, "reason")
+        },
+        "latency_bins": packed_numbers(cells("latency_bins")),
+        "latency_counts": packed_numbers(cells("latency_counts")),
+        "latency_ends": packed_numbers(np.cumsum([len(row["latency_bins"]) for row in rows])),
+    }
 
 
 def columns_of(rows: Sequence[Row]) -> Columns:

@@ -15,6 +15,8 @@ from tests.e2e.tenant import Tenant, tenant
 
 GIVEN = "MINDWEAVE_E2E_ADDRESS"
 HERE = Path(__file__).parent
+# Of every platform that is started here: who looks at its tables does not wait for a minute.
+os.environ.setdefault("MINDWEAVE_COMPACTION_SECONDS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

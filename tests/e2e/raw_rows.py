@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
@@ -12,6 +13,8 @@ import asyncpg
 
 from tests.e2e.oracle import KINDS, NANO, Oracle, cost_of
 
+# Tenths of seconds until deltas have become rows.
+_PATIENCE = 1200
 # event_id, the tokens of each kind, cost in nano-dollars or None.
 RawRow = tuple[Any, ...]
 
@@ -54,6 +57,12 @@ async def window_differences(
     connection: asyncpg.Connection, org_id: str, oracle: Oracle
 ) -> list[str]:
     """Where the sums of the ledger's windows are not those of the acknowledged events."""
+    for _ in range(_PATIENCE):
+        if not await connection.fetchval("SELECT count(*) FROM delta_blocks"):
+            break
+        await asyncio.sleep(0.1)
+    else:
+        return ["windows wait to become rows"]
     names = ("events", "errors", "unpriced_events", *KINDS, "cost_nano")
     row = await connection.fetchrow(
         f"SELECT {', '.join(f'sum({name}) AS {name}' for name in names)}"

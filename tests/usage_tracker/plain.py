@@ -260,12 +260,15 @@ def plain(settled: SettledColumns) -> Settled:
     ]
     deltas = []
     found = settled.deltas
-    starts = [0, *found.ends.tolist()][:-1]
-    for n, (start, end) in enumerate(zip(starts, found.ends.tolist(), strict=True)):
+    starts = [0, *found.sketches.ends.tolist()][:-1]
+    for n, (start, end) in enumerate(zip(starts, found.sketches.ends.tolist(), strict=True)):
         dimensions = {name: column.at(n) for name, column in found.dimensions.items()}
         key = Key(minute=int(found.minutes[n]), **dimensions)
         sums = tuple(int(found.sums[name][n]) for name in Sums._fields)
-        bins, counts = found.bins[start:end].tolist(), found.counts[start:end].tolist()
+        bins, counts = (
+            found.sketches.bins[start:end].tolist(),
+            found.sketches.counts[start:end].tolist(),
+        )
         deltas.append(Delta(key, sums, Counter(dict(zip(bins, counts, strict=True)))))
     unpriced = {key: (u.events, u.first_at) for key, u in settled.unpriced.items()}
     return Settled(accepted, priced, deltas, settled.duplicates, dict(settled.conflicts), unpriced)

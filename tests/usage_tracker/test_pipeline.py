@@ -41,6 +41,10 @@ from tests.usage_tracker.tracker import (
 
 pytestmark = pytest.mark.bus
 
+TABLES = (
+    *("events", "event_ids", "deltas", "delta_blocks", "parts", "relays", "outbox", "offsets"),
+)
+
 
 @pytest.fixture(scope="module")
 async def db(service_database: Callable[..., Awaitable[Database]]) -> Database:
@@ -53,7 +57,16 @@ async def bus(valkey: Valkey, db: Database) -> AsyncIterator[RedisStreamsBus]:
     bus = RedisStreamsBus(valkey.url, telemetry=silent_telemetry(), max_records=500)
     await bus.broker.command("FLUSHALL")
     async with db.session() as connection:
-        for table in ("events", "event_ids", "deltas", "parts", "relays", "outbox", "offsets"):
+        for table in (
+            "events",
+            "event_ids",
+            "deltas",
+            "delta_blocks",
+            "parts",
+            "relays",
+            "outbox",
+            "offsets",
+        ):
             await connection.execute(f"DELETE FROM {table}")
     await bus.declare("usage.events", PARTS, ["usage_tracker"])
     await bus.declare("usage.windows", WINDOWS_PARTS, ["analytics"])
@@ -253,7 +266,7 @@ async def test_an_unexpected_error_is_shown_and_the_relay_goes_on_after_it(
     reader = Reader(bus)
     async with Tracker(bus, db) as tracker:
         with monkeypatch.context() as broken:
-            broken.setattr(tracker.store, "unsent", _breaks)
+            broken.setattr(tracker.blocks, "unsent", _breaks)
             await eventually(lambda: not tracker.relay.status().ready)
             assert tracker.relay.status().detail == "ZeroDivisionError"
             assert tracker.relay.status().live

@@ -28,7 +28,17 @@ pytestmark = pytest.mark.bus
 
 ORG, OWN = UUID(int=1), "a model of our own"
 TABLES = (
-    *("events", "event_ids", "deltas", "parts", "relays", "outbox", "offsets", "adjustments"),
+    *(
+        "events",
+        "event_ids",
+        "deltas",
+        "delta_blocks",
+        "parts",
+        "relays",
+        "outbox",
+        "offsets",
+        "adjustments",
+    ),
     *("unpriced", "walks", "repricings", "prices"),
 )
 

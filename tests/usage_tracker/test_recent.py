@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
+from common.sketches import Sketches
+from services.usage_tracker.consumer.recent import RecentDeltas
+from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.windows import Deltas
 
 pytestmark = pytest.mark.unit
@@ -11,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 def numbered(first: int, last: int) -> Numbered:
     nothing = np.zeros(last - first + 1, np.int64)
-    return Numbered(first, Deltas(nothing, {}, {}, nothing, nothing, nothing))
+    return Numbered(first, Deltas(nothing, {}, {}, Sketches(nothing, nothing, nothing)))
 
 
 def span(found: Numbered) -> tuple[int, int]:

@@ -6,23 +6,27 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any, cast
+from typing import cast
 from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 
 from common.clock import SystemClock
+from common.columns import Column
 from common.events.bus import Bus, Outgoing
 from common.events.envelope import unpack
+from common.sketches import Sketches
 from common.testing import silent_telemetry
 from services.analytics.domain.windows import Windows
-from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
+from services.usage_tracker.consumer.recent import RecentDeltas
 from services.usage_tracker.consumer.relay import WindowsRelay
+from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import windows_partition
 from services.usage_tracker.domain.settling import settle
-from services.usage_tracker.domain.windows import DIMENSIONS, SUMS
-from services.usage_tracker.store import UsageStore
+from services.usage_tracker.domain.windows import DIMENSIONS, SUMS, Deltas
+from services.usage_tracker.store import BlockStore, UsageStore
 from tests.analytics.deltas import rows_of
 from tests.usage_tracker.conftest import MakeArrived, layouts_of
 from tests.usage_tracker.plain import batch_of
@@ -36,15 +40,16 @@ class Backlog:
     def __init__(self) -> None:
         self._numbers = count(1)
 
-    async def unsent(self, part: int, limit: int) -> list[dict[str, Any]]:
-        row = {
-            **dict.fromkeys((*DIMENSIONS, "reason")),
-            **dict.fromkeys(("minute", *SUMS), 1),
-            "latency_bins": [],
-            "latency_counts": [],
-            "org_id": UUID(int=1).bytes,
-        }
-        return [row | {"seq": next(self._numbers)} for _ in range(limit)]
+    async def unsent(self, part: int, after: int) -> list[Numbered]:
+        one = np.ones(1, np.int64)
+        dimensions = dict.fromkeys(DIMENSIONS, Column([None], one - 1))
+        deltas = Deltas(
+            one,
+            dimensions | {"org_id": Column([UUID(int=1).bytes], one - 1)},
+            dict.fromkeys(SUMS, one),
+            Sketches(one[:0], one[:0], one - 1),
+        )
+        return [Numbered(next(self._numbers), deltas) for _ in range(8)]
 
     async def sent_up_to(self, part: int) -> int:
         return 0
@@ -61,7 +66,7 @@ class Empty(Backlog):
     def __init__(self) -> None:
         self.last = 0
 
-    async def unsent(self, part: int, limit: int) -> list[dict[str, Any]]:
+    async def unsent(self, part: int, after: int) -> list[Numbered]:
         return []
 
     async def sent(self, part: int, seq: int) -> None:
@@ -93,6 +98,7 @@ def relay_of(bus: Taking, store: Backlog, recent: RecentDeltas) -> WindowsRelay:
     return WindowsRelay(
         bus=cast(Bus, bus),
         store=cast(UsageStore, store),
+        blocks=cast(BlockStore, store),
         progress=CaughtUp(),
         clock=SystemClock(),
         telemetry=silent_telemetry(),

@@ -22,7 +22,7 @@ from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import events_partition
-from services.usage_tracker.store import RepricingStore, UsageStore
+from services.usage_tracker.store import BlockStore, RepricingStore, UsageStore
 from tests.analytics.deltas import rows_of
 from tests.usage_tracker.conftest import MakeRecord, layouts_of
 from tests.usage_tracker.plain import Arrived
@@ -43,7 +43,7 @@ class Tracker:
         lease: float = 2.0,
     ) -> None:
         layouts = layouts or layouts_of(PARTS)
-        self.store = UsageStore(db)
+        self.store, self.blocks = UsageStore(db), BlockStore(db)
         recent = RecentDeltas()
         prices = CurrentPrices(PriceBook.bundled(), db)
         repricing = Repricing(RepricingStore(db), self.store, prices, layouts)
@@ -71,6 +71,7 @@ class Tracker:
         self.relay = WindowsRelay(
             bus=bus,
             store=self.store,
+            blocks=self.blocks,
             progress=self.worker,
             clock=db.clock,
             telemetry=silent_telemetry(),

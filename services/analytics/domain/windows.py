@@ -16,6 +16,7 @@ from common.columns import (
     Column,
     Integers,
     Mask,
+    alone,
     dense,
     grouped,
     joined,
@@ -24,14 +25,12 @@ from common.columns import (
     numbers,
     packed_column,
     packed_numbers,
-    ranges,
 )
+from common.sketches import Sketches, sketches_of
 from services.analytics.domain.measures import DIMENSIONS, SUMS
 
 _ID_BYTES = 16
 _SEQ = np.dtype("<i8")
-# So much stays within 64 bits.
-_MOST = 2**62
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -151,34 +150,6 @@ def fresh(windows: Windows, after: int) -> Fresh | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Sketches:
-    """Of delta n, (bin, count) from where those of the one before end to ``ends[n]``."""
-
-    bins: Integers
-    counts: Integers
-    ends: Integers
-
-    @property
-    def starts(self) -> Integers:
-        return np.concatenate([[0], self.ends[:-1]])
-
-    def take(self, chosen: Integers) -> Sketches:
-        starts, ends = self.starts[chosen], self.ends[chosen]
-        cells = ranges(starts, ends)
-        return Sketches(self.bins[cells], self.counts[cells], np.cumsum(ends - starts))
-
-    def added_up(self, groups: Integers, count: int) -> Sketches:
-        """One for each of so many groups, with each bin once."""
-        owners = groups[np.repeat(np.arange(len(groups)), self.ends - self.starts)]
-        bins, width = dense(self.bins)
-        cells, where = np.unique(owners * width + bins, return_inverse=True)
-        counts = np.zeros(len(cells), np.int64)
-        np.add.at(counts, where, self.counts)
-        ends = np.searchsorted(cells, (np.arange(count) + 1) * width)
-        return Sketches(np.unique(self.bins)[cells % max(width, 1)], counts, ends)
-
-
-@dataclass(frozen=True, slots=True)
 class Deltas:
     """What is added to windows: the organization, the minute since 1970 and the series of each.
 
@@ -265,12 +236,12 @@ def added_up(several: Sequence[Deltas]) -> Deltas:
     """All of them, at least one; those of one window and series are one where 64 bits hold it."""
     every = _joined(several)
     words = every.series.view("<u8")
-    alone, _ = _alone(every.sums)
+    apart, _ = alone(every.sums)
     # What one word of two tells apart stays apart; what it does not, nearly always is the same.
-    order = np.lexsort((alone, every.minutes, words[:, 0]))
+    order = np.lexsort((apart, every.minutes, words[:, 0]))
     begins = np.ones(len(order), np.bool_)
     begins[1:] = False
-    for key in (words[:, 0], words[:, 1], every.orgs.codes, every.minutes, alone):
+    for key in (words[:, 0], words[:, 1], every.orgs.codes, every.minutes, apart):
         begins[1:] |= key[order[1:]] != key[order[:-1]]
     groups = np.empty(len(order), np.int64)
     groups[order] = np.cumsum(begins) - 1
@@ -310,9 +281,9 @@ def arrived(found: Sequence[Fresh]) -> Arrived:
     }
     minutes = np.concatenate([some.numbers("minute") for some in columns])[chosen]
     sums = {name: np.concatenate([some.numbers(name) for some in columns])[chosen] for name in SUMS}
-    sketches = _behind_each_other([some.sketches for some in columns]).take(chosen)
+    sketches = sketches_of([some.sketches for some in columns]).take(chosen)
     keys = [(column.codes, len(column.values)) for column in coded.values()]
-    firsts, groups = grouped([*keys, dense(minutes), _alone(sums)])
+    firsts, groups = grouped([*keys, dense(minutes), alone(sums)])
     orgs = coded.pop("org_id")
     series = np.zeros((len(minutes), _ID_BYTES), np.uint8)
     every = Deltas(orgs, minutes, series, sums, sketches)
@@ -329,16 +300,6 @@ def _series_ids(columns: Sequence[Column]) -> Bytes:
         digests = b"".join(xxhash.xxh3_128_digest(_pack(v), seed=place) for v in column.values)
         words = mixed(words ^ np.frombuffer(digests, "<u8").reshape(-1, 2)[column.codes])
     return words.astype("<u8").view(np.uint8)
-
-
-def _alone(sums: Mapping[str, Integers]) -> tuple[Integers, int]:
-    """A number of its own for each delta that is too large to be added to as many as there are."""
-    count = len(sums["events"])
-    bound = _MOST // max(1, count)
-    large: Mask = np.zeros(count, np.bool_)
-    for values in sums.values():
-        large |= (values > bound) | (values < -bound)
-    return np.where(large, np.cumsum(large), 0), int(large.sum()) + 1
 
 
 def _summed(every: Deltas, firsts: Integers, groups: Integers) -> Deltas:
@@ -359,16 +320,7 @@ def _joined(several: Sequence[Deltas]) -> Deltas:
         np.concatenate([deltas.minutes for deltas in several]),
         np.concatenate([deltas.series for deltas in several]),
         {name: np.concatenate([deltas.sums[name] for deltas in several]) for name in SUMS},
-        _behind_each_other([deltas.sketches for deltas in several]),
-    )
-
-
-def _behind_each_other(several: Sequence[Sketches]) -> Sketches:
-    offsets = np.cumsum([0, *(len(sketches.bins) for sketches in several)])
-    return Sketches(
-        np.concatenate([sketches.bins for sketches in several]),
-        np.concatenate([sketches.counts for sketches in several]),
-        np.concatenate([s.ends + o for s, o in zip(several, offsets[:-1], strict=True)]),
+        sketches_of([deltas.sketches for deltas in several]),
     )
 
 

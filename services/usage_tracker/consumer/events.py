@@ -19,7 +19,8 @@ from common.threads import off_loop
 from mindweave.usage_tracker.v1.events_pb2 import UsageConflict, UsageUnpriced
 from services.usage_tracker.actions.accounting import Accepted, Accounting
 from services.usage_tracker.actions.layout import Layouts
-from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
+from services.usage_tracker.consumer.recent import RecentDeltas
+from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.judging import moment
 from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents
 from services.usage_tracker.domain.settling import Settled

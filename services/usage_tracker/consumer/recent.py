@@ -5,23 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Collection
-from typing import NamedTuple
 
-from services.usage_tracker.domain.windows import Deltas
+from services.usage_tracker.domain.blocks import Numbered
 
 # Deltas of one part in memory; whoever falls behind further reads them from the database.
 _MOST = 200_000
-
-
-class Numbered(NamedTuple):
-    """The deltas of one commit; ``first`` is the number of the first."""
-
-    first: int
-    deltas: Deltas
-
-    @property
-    def last(self) -> int:
-        return self.first + len(self.deltas) - 1
 
 
 class RecentDeltas:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 from uuid import UUID
 
 import msgspec
@@ -23,11 +23,12 @@ from common.ids import uuid7
 from common.telemetry import Telemetry
 from common.threads import off_loop
 from services.usage_tracker.actions.layout import Layouts
-from services.usage_tracker.consumer.recent import Numbered, RecentDeltas
+from services.usage_tracker.consumer.recent import RecentDeltas
+from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.records import WINDOWS_TOPIC, windows_data, windows_partition
-from services.usage_tracker.domain.windows import joined_deltas, packed_rows
-from services.usage_tracker.store import MANY_EVENTS, UsageStore
+from services.usage_tracker.domain.windows import joined_deltas
+from services.usage_tracker.store import MANY_EVENTS, BlockStore, UsageStore
 
 _BATCH = 2_000
 _logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class WindowsRelay:
 
     Args:
         bus: where the windows go.
-        store: where the deltas are.
+        store: how far they were sent on.
+        blocks: where the deltas are.
         progress: of the worker in this process.
         clock: dates the envelopes.
         telemetry: counts what was sent.
@@ -74,6 +76,7 @@ class WindowsRelay:
         *,
         bus: Bus,
         store: UsageStore,
+        blocks: BlockStore,
         progress: Progress,
         clock: Clock,
         telemetry: Telemetry,
@@ -86,6 +89,7 @@ class WindowsRelay:
     ) -> None:
         self._bus = bus
         self._store = store
+        self._blocks = blocks
         self._progress = progress
         self._clock = clock
         self._partitions = partitions
@@ -131,6 +135,9 @@ class WindowsRelay:
         """
         parts = list(self._progress.held())
         self._recent.keep(parts)
+        # Another one may have sent on what there was meanwhile.
+        for part in self._numbers.keys() - set(parts):
+            del self._numbers[part]
         watermarks = {
             part: at - self._skew
             for part in parts
@@ -186,13 +193,12 @@ class WindowsRelay:
             records = await off_loop(count > MANY_EVENTS, self._records_of, part, found)
             await self._send(part, records, found[-1].last, count)
         while not self._ending.is_set():
-            rows = await self._store.unsent(part, _BATCH)
-            if not rows:
+            found = await self._blocks.unsent(part, self._numbers[part])
+            if not found:
                 return
-            records = await off_loop(len(rows) > MANY_EVENTS, self._records, part, rows)
-            await self._send(part, records, rows[-1]["seq"], len(rows))
-            if len(rows) < _BATCH:
-                return
+            count = sum(len(numbered.deltas) for numbered in found)
+            records = await off_loop(count > MANY_EVENTS, self._records, part, found)
+            await self._send(part, records, found[-1].last, count)
 
     async def _send(self, part: int, records: Sequence[Outgoing], last: int, count: int) -> None:
         await self._bus.publish(WINDOWS_TOPIC, records)
@@ -201,15 +207,19 @@ class WindowsRelay:
         self._sent.inc(count)
 
     def _records_of(self, part: int, found: Sequence[Numbered]) -> list[Outgoing]:
-        """The deltas by the partition of their organization, in the order of their numbers."""
+        """The deltas by the partition of their organization, in the order of their numbers.
+
+        They follow each other, for the same reason.
+        """
         deltas = joined_deltas([numbered.deltas for numbered in found])
+        packed = partial(deltas.packed, found[0].first, reason=found[0].reason)
         orgs = deltas.dimensions["org_id"]
         places = np.array(
             [windows_partition(UUID(bytes=org), self._partitions) for org in orgs.values]
         )[orgs.codes]
         chosen = {place: np.flatnonzero(places == place) for place in np.unique(places).tolist()}
         return [
-            self._outgoing(part, deltas.packed(found[0].first, some[start : start + _BATCH]), place)
+            self._outgoing(part, packed(some[start : start + _BATCH]), place)
             for place, some in chosen.items()
             for start in range(0, len(some), _BATCH)
         ]
@@ -231,15 +241,16 @@ class WindowsRelay:
         layout = await self._layouts.read()
         self._sources = layout.generation, layout.partitions
 
-    def _records(self, part: int, rows: Sequence[Mapping[str, Any]]) -> list[Outgoing]:
-        """The same as ``_records_of``, of rows of the database."""
-        places: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
-        for row in rows:
-            places[windows_partition(UUID(bytes=row["org_id"]), self._partitions)].append(row)
-        return [
-            self._outgoing(part, packed_rows(chosen), partition)
-            for partition, chosen in places.items()
-        ]
+    def _records(self, part: int, found: Sequence[Numbered]) -> list[Outgoing]:
+        """As ``_records_of``, where numbers may be missing and reasons differ."""
+        runs: list[list[Numbered]] = []
+        for numbered in found:
+            last = runs[-1][-1] if runs else None
+            if last and (last.last + 1, last.reason) == (numbered.first, numbered.reason):
+                runs[-1].append(numbered)
+            else:
+                runs.append([numbered])
+        return [record for run in runs for record in self._records_of(part, run)]
 
     def _outgoing(self, part: int, columns: Mapping[str, object], partition: int) -> Outgoing:
         value = self._packed(windows_data(part, columns, {}))

@@ -15,14 +15,14 @@ from common.columns import (
     Column,
     Integers,
     Mask,
-    column_of,
+    alone,
     dense,
     grouped,
     joined,
     packed_column,
     packed_numbers,
-    ranges,
 )
+from common.sketches import Sketches, sketches_of
 from services.usage_tracker.domain.columns import ABSENT, Batch
 from services.usage_tracker.domain.pricing import Cost
 
@@ -58,36 +58,37 @@ SEQ = np.dtype("<i8")
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """What a batch adds to windows, a window each.
-
-    ``minutes`` count from 1970. The sketch of delta n is in ``bins`` and ``counts`` from where that
-    of the one before ends to ``ends[n]``.
-    """
+    """What a batch adds to windows, a window each; ``minutes`` count from 1970."""
 
     minutes: Integers
     dimensions: Mapping[str, Column]
     sums: Mapping[str, Integers]
-    bins: Integers
-    counts: Integers
-    ends: Integers
+    sketches: Sketches
 
     def __len__(self) -> int:
         return len(self.minutes)
 
-    def packed(self, first: int, chosen: Integers) -> dict[str, Any]:
+    def take(self, chosen: Integers) -> Deltas:
+        """Some of them, by their places."""
+        return Deltas(
+            self.minutes[chosen],
+            {name: column.take(chosen) for name, column in self.dimensions.items()},
+            {name: sums[chosen] for name, sums in self.sums.items()},
+            self.sketches.take(chosen),
+        )
+
+    def packed(self, first: int, chosen: Integers, reason: str | None = None) -> dict[str, Any]:
         """Some deltas as they are sent on, in their order; ``first`` is the number of the 0th."""
-        ends = np.concatenate([[0], self.ends])
-        starts, stops = ends[chosen], ends[chosen + 1]
-        cells = ranges(starts, stops)
+        sketches = self.sketches.take(chosen)
         return {
             "seq": (chosen + first).astype(SEQ).tobytes(),
             "minute": packed_numbers(self.minutes[chosen]),
-            "reason": Coded([None], b""),
+            "reason": Coded([reason], b""),
             **{name: packed_column(c, chosen) for name, c in self.dimensions.items()},
             **{name: packed_numbers(sums[chosen]) for name, sums in self.sums.items()},
-            "latency_bins": packed_numbers(self.bins[cells]),
-            "latency_counts": packed_numbers(self.counts[cells]),
-            "latency_ends": packed_numbers(np.cumsum(stops - starts)),
+            "latency_bins": packed_numbers(sketches.bins),
+            "latency_counts": packed_numbers(sketches.counts),
+            "latency_ends": packed_numbers(sketches.ends),
         }
 
 
@@ -95,42 +96,35 @@ def joined_deltas(several: Sequence[Deltas]) -> Deltas:
     """All of them, behind each other."""
     if len(several) == 1:
         return several[0]
-    offsets = np.cumsum([0, *(len(deltas.bins) for deltas in several)])
     return Deltas(
         np.concatenate([deltas.minutes for deltas in several]),
         {n: joined(_pairs(several, n)) for n in DIMENSIONS},
         {n: np.concatenate([deltas.sums[n] for deltas in several]) for n in SUMS},
-        np.concatenate([deltas.bins for deltas in several]),
-        np.concatenate([deltas.counts for deltas in several]),
-        np.concatenate([d.ends + o for d, o in zip(several, offsets[:-1], strict=True)]),
+        sketches_of([deltas.sketches for deltas in several]),
     )
+
+
+def added_up(deltas: Deltas, numbers: Integers) -> tuple[Deltas, Integers]:
+    """Those of one window and combination of dimensions as one, where 64 bits hold the sums.
+
+    Args:
+        deltas: at least one.
+        numbers: of each.
+
+    Returns:
+        The sums, and of each the number of one of the deltas that are in it.
+    """
+    firsts, groups = grouped([*_keys(deltas.dimensions), dense(deltas.minutes), alone(deltas.sums)])
+    return Deltas(
+        deltas.minutes[firsts],
+        {name: column.take(firsts) for name, column in deltas.dimensions.items()},
+        _summed(deltas.sums, firsts, groups),
+        deltas.sketches.added_up(groups, len(firsts)),
+    ), numbers[firsts]
 
 
 def _pairs(several: Sequence[Deltas], name: str) -> Iterator[tuple[Sequence[Any], Integers]]:
     return ((d.dimensions[name].values, d.dimensions[name].codes) for d in several)
-
-
-def packed_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Deltas by the names of their columns, at least one, as they are sent on."""
-    everything = np.arange(len(rows))
-
-    def integers(name: str) -> Integers:
-        return np.array([row[name] for row in rows], np.int64)
-
-    def cells(name: str) -> Integers:
-        return np.array([cell for row in rows for cell in row[name]], np.int64)
-
-    return {
-        "seq": integers("seq").astype(SEQ).tobytes(),
-        **{name: packed_numbers(integers(name)) for name in ("minute", *SUMS)},
-        **{
-            name: packed_column(column_of([row[name] for row in rows]), everything)
-            for name in (*DIMENSIONS, "reason")
-        },
-        "latency_bins": packed_numbers(cells("latency_bins")),
-        "latency_counts": packed_numbers(cells("latency_counts")),
-        "latency_ends": packed_numbers(np.cumsum([len(row["latency_bins"]) for row in rows])),
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +190,7 @@ def corrections_of(batch: Batch, more: Integers, unpriced: Integers) -> Deltas:
 
 def _deltas(batch: Batch, measures: Mapping[str, Integers], latencies: Integers) -> Deltas:
     minutes = batch.numbers["at"] // MINUTE_US
-    firsts, groups = grouped([*_keys(batch), dense(minutes), _alone(measures)])
-    order = np.argsort(groups, kind="stable")
-    starts = np.searchsorted(groups[order], np.arange(len(firsts)))
+    firsts, groups = grouped([*_keys(batch.coded), dense(minutes), _alone(measures)])
     timed = latencies != ABSENT
     cells, counts = np.unique(
         groups[timed] * _BINS + latency_bins(latencies[timed]), return_counts=True
@@ -206,14 +198,22 @@ def _deltas(batch: Batch, measures: Mapping[str, Integers], latencies: Integers)
     return Deltas(
         minutes[firsts],
         {name: batch.coded[name].take(firsts) for name in DIMENSIONS},
-        {
-            name: np.add.reduceat(values[order], starts) if len(starts) else values
-            for name, values in measures.items()
-        },
-        cells % _BINS,
-        counts,
-        np.searchsorted(cells, (np.arange(len(firsts)) + 1) * _BINS),
+        _summed(measures, firsts, groups),
+        Sketches(
+            cells % _BINS, counts, np.searchsorted(cells, (np.arange(len(firsts)) + 1) * _BINS)
+        ),
     )
+
+
+def _summed(
+    measures: Mapping[str, Integers], firsts: Integers, groups: Integers
+) -> dict[str, Integers]:
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(len(firsts)))
+    return {
+        name: np.add.reduceat(values[order], starts) if len(starts) else values
+        for name, values in measures.items()
+    }
 
 
 def _measures(batch: Batch, costs: Costs) -> dict[str, Integers]:
@@ -233,8 +233,8 @@ def _measures(batch: Batch, costs: Costs) -> dict[str, Integers]:
     }
 
 
-def _keys(batch: Batch) -> list[tuple[Integers, int]]:
-    columns = [batch.coded[name] for name in DIMENSIONS]
+def _keys(coded: Mapping[str, Column]) -> list[tuple[Integers, int]]:
+    columns = [coded[name] for name in DIMENSIONS]
     return [(column.codes, len(column.values)) for column in columns]
 
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -20,25 +19,17 @@ from common.database.connection import using
 from common.database.copying import EPOCH_US, copy_rows, read_rows
 from common.threads import off_loop
 from common.timeseries import drop_partitions, ensure_partitions
+from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.columns import ID_BYTES, Batch, identity_hashes
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import microseconds, moment
 from services.usage_tracker.domain.pricing import DAY_US
 from services.usage_tracker.domain.settling import First, Identity, Settled
-from services.usage_tracker.domain.windows import SUMS, Deltas
+from services.usage_tracker.domain.windows import Deltas
+from services.usage_tracker.store.blocks import keep
 from services.usage_tracker.store.prices import PriceStore, catch_up_unpriced, note_unpriced
 from services.usage_tracker.store.repricing import ADJUSTMENTS, drop_finished
-from services.usage_tracker.store.rows import (
-    DELTA_COLUMNS,
-    EVENT_COLUMNS,
-    ID_COLUMNS,
-    IDS_OF_DELTA,
-    SKETCH,
-    TEXTS_OF_DELTA,
-    delta_rows,
-    event_rows,
-    id_rows,
-)
+from services.usage_tracker.store.rows import EVENT_COLUMNS, ID_COLUMNS, event_rows, id_rows
 from services.usage_tracker.store.walks import Walk
 
 EVENTS = "events"
@@ -190,9 +181,7 @@ class UsageStore:
             await catch_up_unpriced(connection, part)
             found = await connection.fetchval(sql, *values)
         last = int(found or 0)
-        long = len(deltas) > MANY_EVENTS
-        rows = await off_loop(long, delta_rows, part, last - len(deltas), deltas, reason)
-        await copy_rows(connection, "deltas", DELTA_COLUMNS, rows)
+        await keep(connection, part, Numbered(last - len(deltas) + 1, deltas, reason))
         return last
 
     async def repeats(self) -> dict[str, int]:
@@ -206,24 +195,6 @@ class UsageStore:
                 """
             )
         return dict(row or {})
-
-    async def unsent(self, part: int, limit: int) -> list[dict[str, Any]]:
-        """The next deltas to send on, by the names of their columns on ``usage.windows``."""
-        ids = ", ".join(f"uuid_send({name}) AS {name}" for name in ("org_id", *IDS_OF_DELTA))
-        others = ", ".join((*TEXTS_OF_DELTA, *SUMS, *SKETCH, "reason"))
-        async with self._db.session() as connection:
-            rows = await connection.fetch(
-                f"""
-                SELECT seq, {ids}, extract(epoch FROM start)::bigint / 60 AS minute, {others}
-                FROM deltas
-                WHERE part = $1
-                    AND seq > coalesce((SELECT seq FROM relays WHERE part = $1), 0)
-                ORDER BY seq LIMIT $2
-                """,
-                part,
-                limit,
-            )
-        return [dict(row) for row in rows]
 
     async def sent_up_to(self, part: int) -> int:
         """The number of the last delta that was sent on; 0 while none was."""
@@ -312,6 +283,9 @@ class UsageStore:
                 before,
             )
             if chosen:
+                await connection.execute(
+                    "UPDATE delta_blocks SET forgetting = true WHERE NOT forgetting"
+                )
                 await FORGETTING.begin(connection, [EVENTS, ADJUSTMENTS, "deltas", "unpriced"])
 
     async def forget_some(self) -> bool:
@@ -332,7 +306,7 @@ class UsageStore:
                         """
                         DELETE FROM deleted_orgs WHERE walking AND NOT EXISTS (
                             SELECT FROM walks WHERE name = $1 AND next_block < blocks
-                        )
+                        ) AND NOT EXISTS (SELECT FROM delta_blocks WHERE forgetting)
                         """,
                         FORGETTING.name,
                     )

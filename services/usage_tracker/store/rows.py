@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.columns import Column
+from common.columns import Column, Integers
 from common.database.copying import CopyRows
 from services.usage_tracker.domain.columns import ABSENT, Batch
 from services.usage_tracker.domain.pricing import Cost
@@ -73,10 +73,10 @@ def event_rows(part: int, settled: Settled) -> bytes:
     return rows.finish()
 
 
-def delta_rows(part: int, last: int, deltas: Deltas, reason: str | None = None) -> bytes:
-    """For ``DELTA_COLUMNS``; ``last`` is the number before theirs."""
+def delta_rows(part: int, numbers: Integers, deltas: Deltas, reason: str | None = None) -> bytes:
+    """For ``DELTA_COLUMNS``."""
     rows = CopyRows(len(deltas), len(DELTA_COLUMNS))
-    rows.int2(part).int8(np.arange(last + 1, last + 1 + len(deltas)))
+    rows.int2(part).int8(numbers)
     rows.timestamp(deltas.minutes * MINUTE_US)
     for name in SUMS:
         rows.int8(deltas.sums[name])
@@ -84,7 +84,8 @@ def delta_rows(part: int, last: int, deltas: Deltas, reason: str | None = None) 
         _coded(rows, deltas.dimensions[name])
     why = Column([reason], np.zeros(len(deltas), np.int64))
     _coded(rows, *(deltas.dimensions[name] for name in TEXTS_OF_DELTA), why)
-    rows.int4_arrays(deltas.bins, deltas.ends).int8_arrays(deltas.counts, deltas.ends)
+    sketches = deltas.sketches
+    rows.int4_arrays(sketches.bins, sketches.ends).int8_arrays(sketches.counts, sketches.ends)
     return rows.finish()
 
 

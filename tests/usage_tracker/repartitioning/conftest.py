@@ -19,7 +19,7 @@ from services.usage_tracker.store import LayoutStore
 from tests.usage_tracker.tracker import PARTS, SKEW, WINDOWS_PARTS
 
 TABLES = (
-    *("events", "event_ids", "deltas", "parts", "relays", "outbox", "offsets"),
+    *("events", "event_ids", "deltas", "delta_blocks", "parts", "relays", "outbox", "offsets"),
     *("layout", "walks", "partition_members"),
 )
 

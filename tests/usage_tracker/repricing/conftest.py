@@ -24,6 +24,7 @@ from services.usage_tracker.store import repricing as store_of_orders
 from services.usage_tracker.store.prices import Stated
 from services.usage_tracker.store.walks import Walk
 from tests.usage_tracker.conftest import FixedLayouts, MakeArrived
+from tests.usage_tracker.deltas import add_up
 from tests.usage_tracker.plain import Arrived
 
 NOW = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
@@ -31,7 +32,17 @@ ORG, OTHER = UUID(int=1), UUID(int=2)
 HAIKU, OWN = "claude-haiku-4-5", "a model of our own"
 DAY = timedelta(days=1)
 TABLES = (
-    *("events", "event_ids", "deltas", "parts", "outbox", "offsets", "prices", "repricings"),
+    *(
+        "events",
+        "event_ids",
+        "deltas",
+        "delta_blocks",
+        "parts",
+        "outbox",
+        "offsets",
+        "prices",
+        "repricings",
+    ),
     *("adjustments", "unpriced", "walks"),
 )
 MONEY = ("input_nano", "output_nano", "cache_read_nano", "cache_write_nano", "cost_nano")
@@ -113,6 +124,7 @@ class World:
         """The sums of all deltas."""
         names = ("events", "unpriced_events", "input_tokens", *MONEY)
         sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
+        await add_up(self.db)
         (row,) = await self.all(f"SELECT {sums} FROM deltas")
         return dict(zip(names, row, strict=True))
 

@@ -20,6 +20,7 @@ from services.usage_tracker.actions.repricing import Repricing
 from services.usage_tracker.domain.pricing import PriceBook, Rate
 from services.usage_tracker.store import LayoutStore, RepricingStore
 from tests.usage_tracker.conftest import MakeArrived, MakeRecord
+from tests.usage_tracker.deltas import add_up
 from tests.usage_tracker.repricing.conftest import DAY, HAIKU, NOW, ORG, OTHER, World, many
 
 pytestmark = pytest.mark.store
@@ -109,6 +110,7 @@ async def test_what_a_worker_of_the_release_before_counted_is_known_to_have_no_p
 ) -> None:
     async def as_of_the_release_before() -> None:
         """It adds deltas, and knows no table of models without a price."""
+        await add_up(world.db)
         await world.all("DELETE FROM unpriced RETURNING 1")
         await world.all("UPDATE parts SET unpriced_seq = 0 RETURNING 1")
 

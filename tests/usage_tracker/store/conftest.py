@@ -30,7 +30,10 @@ MakeRecord = Callable[..., Record]
 NOW = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
 
 
-TABLES = ("events", "event_ids", "deltas", "parts", "relays", "deleted_orgs", "outbox", "offsets")
+TABLES = (
+    *("events", "event_ids", "deltas", "delta_blocks", "parts", "relays", "deleted_orgs"),
+    *("outbox", "offsets"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +91,3 @@ async def owner(db: Database, worker: EventsConsumer) -> Owner:
     owner = Owner(db, worker, "first")
     await owner.take()
     return owner
-
-
-async def total(db: Database, measure: str) -> int:
-    async with db.session() as connection:
-        return int(await connection.fetchval(f"SELECT coalesce(sum({measure}), 0) FROM deltas"))

@@ -16,8 +16,9 @@ from common.events.ledger.offsets import Fenced
 from services.analytics.domain.windows import Columns
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.store import UsageStore
-from tests.analytics.deltas import columns_of, rows_of
-from tests.usage_tracker.store.conftest import NOW, MakeArrived, MakeRecord, Owner, total
+from tests.analytics.deltas import rows_of
+from tests.usage_tracker.deltas import total, waiting
+from tests.usage_tracker.store.conftest import NOW, MakeArrived, MakeRecord, Owner
 
 pytestmark = pytest.mark.store
 
@@ -29,7 +30,7 @@ async def contents(db: Database) -> dict[str, list[Any]]:
             table: sorted(
                 (tuple(r) for r in await connection.fetch(f"SELECT * FROM {table}")), key=repr
             )
-            for table in ("events", "event_ids", "deltas", "parts", "offsets")
+            for table in ("events", "event_ids", "delta_blocks", "parts", "offsets")
         }
 
 
@@ -74,9 +75,8 @@ async def test_deltas_are_numbered_without_gaps_in_the_order_of_commits(
         await owner.process(record(*events, number=number))
 
     async with db.session() as connection:
-        rows = await connection.fetch("SELECT seq FROM deltas ORDER BY seq")
         last = await connection.fetchval("SELECT last_seq FROM parts")
-    assert [row["seq"] for row in rows] == list(range(1, 13))
+    assert [row["seq"] for row in await waiting(db)] == list(range(1, 13))
     assert last == 12
 
 
@@ -143,9 +143,7 @@ async def test_a_zombie_that_wakes_after_another_took_its_part_changes_nothing(
     assert await total(db, "events") == 60
     found = await contents(db)
     assert len(found["events"]) == len(found["event_ids"]) == 60
-    async with db.session() as connection:
-        seqs = await connection.fetch("SELECT seq FROM deltas ORDER BY seq")
-    assert [row["seq"] for row in seqs] == [1, 2]
+    assert [row["seq"] for row in await waiting(db)] == [1, 2]
 
 
 async def test_owners_of_different_parts_do_not_wait_for_each_other(
@@ -182,22 +180,22 @@ async def test_what_is_unsent_comes_as_the_columns_of_the_contract(
     project = uuid4()
     for number in (1, 2, 3):
         await owner.process(record(arrived(project_id=project, latency_us=10), number=number))
-    first = await store.unsent(0, 2)
-    assert [row["seq"] for row in first] == [1, 2]
-    for row in first:
+    found = await waiting(db)
+    assert [row["seq"] for row in found] == [1, 2, 3]
+    for row in found:
         assert (row["org_id"], row["project_id"]) == (UUID(int=1).bytes, project.bytes)
         assert (row["team_id"], row["reason"]) == (None, None)
         assert row["minute"] == int(NOW.timestamp()) // 60
         assert row["latency_bins"] == [117]
     await store.sent(0, 2)
     await store.sent(0, 1)
-    assert [row["seq"] for row in await store.unsent(0, 2)] == [3]
-    await store.sent(0, 3)
-    assert await store.unsent(0, 2) == []
+    assert await store.sent_up_to(0) == 2
+    assert [row["seq"] for row in await waiting(db, after=2)] == [3]
+    assert await waiting(db, after=3) == []
 
 
 async def test_what_is_kept_to_be_sent_on_is_what_the_database_holds(
-    owner: Owner, store: UsageStore, arrived: MakeArrived, record: MakeRecord
+    db: Database, owner: Owner, arrived: MakeArrived, record: MakeRecord
 ) -> None:
     events = [
         *(arrived(org_id=UUID(int=n % 3 + 1), latency_us=7**n) for n in range(9)),
@@ -206,11 +204,11 @@ async def test_what_is_kept_to_be_sent_on_is_what_the_database_holds(
     ]
     counted = await owner.process(record(*events))
 
-    ((first, deltas),) = counted.deltas
+    ((first, deltas, _),) = counted.deltas
     kept = Columns(**deltas.packed(first, np.arange(len(deltas))))
-    held = columns_of(await store.unsent(0, 100))
-    assert rows_of(kept) == rows_of(held)
-    assert len(rows_of(held)) == len(deltas)
+    held = await waiting(db)
+    assert rows_of(kept) == held
+    assert len(held) == len(deltas)
 
 
 async def test_an_event_of_the_largest_counts_fits_and_costs_what_it_costs_or_nothing(

@@ -18,8 +18,9 @@ from services.usage_tracker.store import UsageStore
 from services.usage_tracker.store.ledger import FIRST_ACCEPTANCES
 from tests.common.waiting import eventually
 from tests.usage_tracker.conftest import layouts_of
+from tests.usage_tracker.deltas import total, waiting
 from tests.usage_tracker.plain import Arrived
-from tests.usage_tracker.store.conftest import NOW, MakeArrived, MakeRecord, Owner, total
+from tests.usage_tracker.store.conftest import NOW, MakeArrived, MakeRecord, Owner
 
 pytestmark = pytest.mark.store
 
@@ -60,7 +61,6 @@ async def test_a_batch_becomes_raw_rows_identities_and_deltas_with_exact_sums(
     async with db.session() as connection:
         raw = await connection.fetchrow("SELECT * FROM events WHERE model LIKE 'claude%'")
         unpriced = await connection.fetchrow("SELECT * FROM events WHERE model LIKE 'acme%'")
-        deltas = await connection.fetch("SELECT * FROM deltas ORDER BY seq")
     assert raw is not None
     assert unpriced is not None
     assert (raw["event_id"], raw["api_key_id"]) == (UUID(bytes=event.row.event_id), key)
@@ -69,9 +69,10 @@ async def test_a_batch_becomes_raw_rows_identities_and_deltas_with_exact_sums(
     assert (raw["cache_write_nano"], raw["client_cost_nano"]) == (15_000, 99)
     assert raw["price_version"].endswith("anthropic/claude-haiku-4-5")
     assert (unpriced["cost_nano"], unpriced["price_version"]) == (None, None)
+    deltas = await waiting(db)
     assert [d["seq"] for d in deltas] == [1, 2]
-    assert deltas[0]["start"] == NOW.replace(second=0)
-    assert (deltas[0]["user_id"], deltas[0]["api_key_id"]) == (user, key)
+    assert deltas[0]["minute"] == int(NOW.timestamp()) // 60
+    assert (deltas[0]["user_id"], deltas[0]["api_key_id"]) == (user.bytes, key.bytes)
     assert (deltas[0]["latency_bins"], deltas[0]["latency_counts"]) == ([360], [1])
     assert (deltas[1]["errors"], deltas[1]["unpriced_events"], deltas[1]["cost_nano"]) == (1, 1, 0)
 
