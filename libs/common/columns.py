@@ -80,6 +80,8 @@ class Column:
 
 def column_of(values: Sequence[Any]) -> Column:
     """A column by the values of its rows."""
+    if values and values[0] is values[-1] is None and values.count(None) == len(values):
+        return Column([None], np.zeros(len(values), np.int64))
     known = {value: code for code, value in enumerate(dict.fromkeys(values))}
     if len(known) == 1:
         return Column(list(known), np.zeros(len(values), np.int64))
