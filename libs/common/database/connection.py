@@ -123,9 +123,9 @@ def using(connection: Connection) -> Iterator[None]:
         if _cancellations() > cancellations:
             # The rollback failed, but what ends a cancelled task is its cancellation.
             raise asyncio.CancelledError from error
-        raise Unavailable(
-            "The database is not available.", code="database_unavailable", retry_after=1
-        ) from error
+        late = isinstance(error, asyncpg.QueryCanceledError)
+        message = "The database took too long." if late else "The database is not available."
+        raise Unavailable(message, code="database_unavailable", retry_after=1) from error
 
 
 def _takes_no_writes(connection: Connection) -> bool:
