@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     stream_max_records: int = Field(default=20_000, ge=1)
     raw_retention_days: int = Field(default=7, ge=1)
     id_retention_days: int = Field(default=8, ge=2)
+    # A user's events without session_id are of another session after so long without any.
+    session_gap_minutes: int = Field(default=30, ge=1, le=1440)
     clock_skew_ms: int = Field(default=200, ge=0)
 
     pool_size: int = Field(default=4, ge=2)

@@ -15,7 +15,9 @@ from services.usage_tracker.actions.ingest import Ingest
 from services.usage_tracker.actions.layout import Layouts, publishers
 from services.usage_tracker.actions.prices import CurrentPrices, PriceActions
 from services.usage_tracker.actions.projects import Projects
+from services.usage_tracker.actions.raw_events import RawEvents
 from services.usage_tracker.actions.repricing import Repricing
+from services.usage_tracker.actions.sessions import Compaction, Sessions
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting, eviction
 from services.usage_tracker.consumer.recent import RecentDeltas
@@ -23,8 +25,12 @@ from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import EVENTS_TOPIC
 from services.usage_tracker.http import UsageRoutes
-from services.usage_tracker.rpc import PriceServicer
+from services.usage_tracker.rpc.prices import PriceServicer
+from services.usage_tracker.rpc.raw_events import RawEventServicer
+from services.usage_tracker.rpc.sessions import SessionServicer
 from services.usage_tracker.store import LayoutStore, RepricingStore, UsageStore
+from services.usage_tracker.store.raw_events import RawEventStore
+from services.usage_tracker.store.sessions import SessionStore
 
 NAME = "usage_tracker"
 # Partitions that a process counts at the same time: one computes while one waits for the database.
@@ -32,6 +38,8 @@ NAME = "usage_tracker"
 _AT_ONCE = 2
 _PLATFORM_EVENTS = "platform.events"
 _PRICES = "mindweave.usage_tracker.v1.PriceService"
+_SESSIONS = "mindweave.usage_tracker.v1.SessionService"
+_RAW_EVENTS = "mindweave.usage_tracker.v1.RawEventService"
 
 
 async def build(runtime: Runtime) -> Parts:
@@ -82,9 +90,14 @@ async def build(runtime: Runtime) -> Parts:
         layouts=layouts,
         recent=recent,
     )
+    sessions = SessionStore(db, timedelta(minutes=settings.session_gap_minutes))
     forgetting = Forgetting(store, clock, layouts=layouts, raw=raw, ids=ids)
     return Parts(
-        servicers=[(_PRICES, PriceServicer(PriceActions(db, clock)))],
+        servicers=[
+            (_PRICES, PriceServicer(PriceActions(db, clock))),
+            (_SESSIONS, SessionServicer(Sessions(sessions), clock)),
+            (_RAW_EVENTS, RawEventServicer(RawEvents(RawEventStore(db), raw), clock)),
+        ],
         app=UsageRoutes(ingest, runtime.bus, telemetry, store.repeats).app(),
         serving=[
             layouts,
@@ -95,6 +108,7 @@ async def build(runtime: Runtime) -> Parts:
             relay,
             forgetting.periodic(),
             repricing.periodic(),
+            Compaction(sessions).periodic(),
             EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),
         ],
     )

@@ -39,6 +39,7 @@ from services.usage_tracker.store.rows import (
     event_rows,
     id_rows,
 )
+from services.usage_tracker.store.sessions import SESSION_TABLES, append_session_deltas
 from services.usage_tracker.store.walks import Walk
 
 EVENTS = "events"
@@ -151,13 +152,15 @@ class UsageStore:
         await copy_rows(connection, IDS, ID_COLUMNS, ids)
         await copy_rows(connection, EVENTS, EVENT_COLUMNS, events)
         await note_unpriced(connection, part, settled.unpriced)
-        return await self.append_deltas(
+        last = await self.append_deltas(
             connection,
             part,
             settled.deltas,
             duplicates=settled.duplicates,
             conflicts=settled.conflict_count,
         )
+        await append_session_deltas(connection, part, last, settled.sessions)
+        return last
 
     async def append_deltas(
         self,
@@ -312,10 +315,12 @@ class UsageStore:
                 before,
             )
             if chosen:
-                await FORGETTING.begin(connection, [EVENTS, ADJUSTMENTS, "deltas", "unpriced"])
+                await FORGETTING.begin(
+                    connection, [EVENTS, ADJUSTMENTS, "deltas", *SESSION_TABLES, "unpriced"]
+                )
 
     async def forget_some(self) -> bool:
-        """Remove raw events and windows of the organizations that go, from one range of rows.
+        """Remove events, windows and sessions of the organizations that go, from a range of rows.
 
         Identities stay for their days: they tell of nothing but ids, and a repeat must not become a
         first acceptance. Numbers of deltas are never used again, and who applies deltas minds no

@@ -1,0 +1,270 @@
+"""Sessions: deltas as batches add them, and rows that are added up of those."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import numpy as np
+
+from common.columns import column_of
+from common.database import Connection, Database
+from common.database.copying import CopyRows, copy_rows
+from common.threads import off_loop
+from services.usage_tracker.domain.islands import DAY_US, compacted, keys_of
+from services.usage_tracker.domain.judging import microseconds, moment
+from services.usage_tracker.domain.records import windows_partition
+from services.usage_tracker.domain.sessions import (
+    DELTA,
+    PROJECT,
+    SUMS,
+    USER,
+    OfOrg,
+    SessionDeltas,
+    Used,
+    together,
+    unpacked,
+)
+
+SESSION_TABLES = ("session_deltas", "sessions")
+_DELTA_COLUMNS = ("part", "seq", "org_id", "deltas", "data")
+_ROW = (
+    *("first_at", "last_at", "project_id", "user_id", "session_id"),
+    *(*Used._fields, *SUMS),
+)
+_COLUMNS = ("part", "org_id", "key", *_ROW)
+_SELECTED = ", ".join(f"s.{name}" for name in _ROW)
+# Into how many parts the rows of organizations are spread.
+_PARTS = 1024
+# Deltas that a transaction moves.
+_STEP = 200_000
+# More of them take milliseconds.
+_MANY = 500
+# The year 9999.
+_LATEST_US = 253_370_764_800_000_000
+
+
+async def append_session_deltas(
+    connection: Connection, part: int, seq: int, found: Sequence[OfOrg]
+) -> None:
+    """Append what a batch adds, in its transaction; the part's writer is the caller.
+
+    Args:
+        connection: of the batch.
+        part: its part.
+        seq: the number of the last delta of windows that it added.
+        found: what it adds to the sessions of each organization.
+    """
+    if not found:
+        return
+    every = np.arange(len(found))
+    rows = CopyRows(len(found), len(_DELTA_COLUMNS)).int2(part).int8(np.full(len(found), seq))
+    rows.raw(np.frombuffer(b"".join(one.org_id for one in found), np.uint8).reshape(-1, 16))
+    rows.coded(([one.deltas.to_bytes(4) for one in found], every))
+    rows.coded(([one.data for one in found], every))
+    await copy_rows(connection, "session_deltas", _DELTA_COLUMNS, rows.finish())
+
+
+class SessionView:
+    """The sessions of one organization as they were at one moment.
+
+    Attributes:
+        recent: the deltas that are not rows yet, of all times.
+    """
+
+    def __init__(self, connection: Connection, org_id: UUID, recent: SessionDeltas) -> None:
+        self._connection = connection
+        self._whose = windows_partition(org_id, _PARTS), org_id
+        self.recent = recent
+
+    async def between(self, start_us: int, end_us: int) -> SessionDeltas:
+        """The rows that reach into a time (microseconds since 1970; the end is out)."""
+        start, end = _moment(start_us), _moment(end_us)
+        return _deltas(
+            await self._connection.fetch(
+                f"""
+                SELECT {_SELECTED} FROM sessions AS s
+                WHERE part = $1 AND org_id = $2 AND first_at >= $3 AND first_at < $5
+                    AND last_at >= $4
+                """,
+                *self._whose,
+                # No row reaches beyond a day.
+                _moment(start_us - start_us % DAY_US),
+                start,
+                end,
+            )
+        )
+
+    async def of_keys(self, keys: Collection[UUID]) -> SessionDeltas:
+        """All rows of what may be one session each."""
+        return _deltas(
+            await self._connection.fetch(
+                f"""
+                SELECT {_SELECTED} FROM sessions AS s
+                WHERE part = $1 AND org_id = $2 AND key = ANY ($3)
+                """,
+                *self._whose,
+                list(keys),
+            )
+        )
+
+
+class SessionStore:
+    """What is asked of an organization's sessions, and how their deltas become rows.
+
+    Args:
+        db: of the ledger.
+        gap: events of a user without ``session_id`` that are so far apart are two sessions.
+    """
+
+    def __init__(self, db: Database, gap: timedelta) -> None:
+        self._db = db
+        self.gap_us = gap // timedelta(microseconds=1)
+
+    @asynccontextmanager
+    async def view(self, org_id: UUID) -> AsyncIterator[SessionView]:
+        """All that was counted until now."""
+        async with (
+            self._db.session() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            rows = await connection.fetch(
+                """
+                SELECT deltas, data FROM session_deltas
+                WHERE part IN (SELECT part FROM parts) AND org_id = $1
+                """,
+                org_id,
+            )
+            many = sum(row["deltas"] for row in rows) > _MANY
+            recent = await off_loop(many, unpacked, [row["data"] for row in rows])
+            yield SessionView(connection, org_id, recent)
+
+    async def due(self, older_than: timedelta, more_than: int) -> list[UUID]:
+        """The organizations with deltas of such an age, or with so many, that become rows now."""
+        async with self._db.session() as connection:
+            rows = await connection.fetch(
+                """
+                SELECT org_id FROM session_deltas GROUP BY org_id
+                HAVING min(appended_at) < now() - $1::interval OR sum(deltas) > $2
+                """,
+                older_than,
+                more_than,
+            )
+        return [row["org_id"] for row in rows]
+
+    async def compact(self, org_id: UUID) -> bool:
+        """Add deltas of an organization to its rows; returns whether there may be more.
+
+        Not of one whose rows are being removed: they would move out of the way. One process at a
+        time does it.
+        """
+        async with self._db.session() as connection, connection.transaction():
+            await connection.execute("SET LOCAL jit = off")
+            # What begins to remove rows waits until these are in their place.
+            await connection.execute("SELECT FROM layout FOR SHARE")
+            if not await connection.fetchval(
+                """
+                SELECT pg_try_advisory_xact_lock(hashtextextended('mindweave.sessions', 0))
+                    AND NOT EXISTS (SELECT FROM deleted_orgs WHERE org_id = $1)
+                """,
+                org_id,
+            ):
+                return False
+            taken = await connection.fetch(
+                """
+                WITH some AS (
+                    SELECT part, seq, sum(deltas) OVER (ORDER BY part, seq) - deltas AS before
+                    FROM session_deltas
+                    WHERE part IN (SELECT part FROM parts) AND org_id = $1
+                )
+                DELETE FROM session_deltas AS d USING some
+                WHERE d.part = some.part AND d.org_id = $1 AND d.seq = some.seq AND before < $2
+                RETURNING d.deltas, d.data
+                """,
+                org_id,
+                _STEP,
+            )
+            if not taken:
+                return False
+            more = await off_loop(True, unpacked, [row["data"] for row in taken])
+            await self._add(connection, org_id, more)
+            return len(more) >= _STEP
+
+    async def _add(self, connection: Connection, org_id: UUID, more: SessionDeltas) -> None:
+        more = await off_loop(True, compacted, more, self.gap_us)
+        keys = await off_loop(True, keys_of, org_id, more)
+        days = (more.rows["first_at"] // DAY_US).tolist()
+        pairs = list(dict.fromkeys(zip(keys, days, strict=True)))
+        part = windows_partition(org_id, _PARTS)
+        before = await connection.fetch(
+            f"""
+            DELETE FROM sessions AS s
+            USING unnest($3::uuid[], $4::timestamptz[]) AS touched (key, day)
+            WHERE s.part = $1 AND s.org_id = $2 AND s.key = touched.key
+                AND s.first_at >= touched.day AND s.first_at < touched.day + interval '24 hours'
+            RETURNING {_SELECTED}
+            """,
+            part,
+            org_id,
+            [key for key, _ in pairs],
+            [moment(day * DAY_US) for _, day in pairs],
+        )
+        records = await off_loop(True, _records, part, org_id, before, more, self.gap_us)
+        await connection.copy_records_to_table("sessions", records=records, columns=list(_COLUMNS))
+
+
+def _records(
+    part: int, org_id: UUID, before: Sequence[asyncpg.Record], more: SessionDeltas, gap_us: int
+) -> list[tuple[object, ...]]:
+    """The rows, for ``_COLUMNS``, of those that there were and of deltas."""
+    deltas = compacted(together([_deltas(before), more]), gap_us)
+    rows = deltas.rows
+    found: dict[str, list[object]] = {
+        **{name: [moment(at) for at in rows[name].tolist()] for name in ("first_at", "last_at")},
+        **{
+            name: _uuids(rows, name, bit)
+            for name, bit in (("project_id", PROJECT), ("user_id", USER))
+        },
+        "session_id": deltas.session_id.listed(),
+        **{name: rows[name].tolist() for name in SUMS},
+    }
+    used = deltas.used.listed()
+    for place, name in enumerate(Used._fields):
+        found[name] = [one[place] for one in used]
+    keys = keys_of(org_id, deltas)
+    return [
+        (part, org_id, key, *row)
+        for key, *row in zip(keys, *(found[name] for name in _ROW), strict=True)
+    ]
+
+
+def _deltas(found: Sequence[asyncpg.Record]) -> SessionDeltas:
+    rows = np.zeros(len(found), DELTA)
+    for name in ("first_at", "last_at"):
+        rows[name] = [microseconds(row[name]) for row in found]
+    for name in SUMS:
+        rows[name] = [row[name] for row in found]
+    for name, bit in (("project_id", PROJECT), ("user_id", USER)):
+        ids = [row[name] for row in found]
+        rows[name] = np.frombuffer(b"".join(i.bytes if i else bytes(16) for i in ids), "V16")
+        rows["has"] |= np.array([0 if i is None else bit for i in ids], np.uint8)
+    return SessionDeltas(
+        rows,
+        column_of([row["session_id"] for row in found]),
+        column_of([Used(*(row[name] for name in Used._fields)) for row in found]),
+    )
+
+
+def _uuids(rows: np.ndarray, name: str, bit: int) -> list[object]:
+    return [
+        UUID(bytes=value) if has & bit else None
+        for value, has in zip(rows[name].tolist(), rows["has"].tolist(), strict=True)
+    ]
+
+
+def _moment(us: int) -> datetime:
+    """A time within the calendar of the database."""
+    return moment(min(max(us, 0), _LATEST_US))
