@@ -175,13 +175,13 @@ class SessionStore:
                 return False
             taken = await connection.fetch(
                 """
-                WITH some AS (
+                WITH waiting AS (
                     SELECT part, seq, sum(deltas) OVER (ORDER BY part, seq) - deltas AS before
                     FROM session_deltas
                     WHERE part IN (SELECT part FROM parts) AND org_id = $1
                 )
-                DELETE FROM session_deltas AS d USING some
-                WHERE d.part = some.part AND d.org_id = $1 AND d.seq = some.seq AND before < $2
+                DELETE FROM session_deltas AS d USING waiting AS w
+                WHERE d.part = w.part AND d.org_id = $1 AND d.seq = w.seq AND w.before < $2
                 RETURNING d.deltas, d.data
                 """,
                 org_id,

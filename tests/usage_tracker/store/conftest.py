@@ -30,7 +30,10 @@ MakeRecord = Callable[..., Record]
 NOW = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
 
 
-TABLES = ("events", "event_ids", "deltas", "parts", "relays", "deleted_orgs", "outbox", "offsets")
+TABLES = (
+    *("events", "event_ids", "deltas", "parts", "relays", "deleted_orgs", "outbox", "offsets"),
+    "session_deltas",
+)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ async def contents(db: Database) -> dict[str, list[Any]]:
             table: sorted(
                 (tuple(r) for r in await connection.fetch(f"SELECT * FROM {table}")), key=repr
             )
-            for table in ("events", "event_ids", "deltas", "parts", "offsets")
+            for table in (*("events", "event_ids", "deltas", "parts", "offsets"), "session_deltas")
         }
 
 
