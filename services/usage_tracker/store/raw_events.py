@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from common.database import Connection, Database
+from common.database import Connection, Database, Scope
 from services.usage_tracker.domain.judging import MAX_AHEAD
 from services.usage_tracker.domain.raw_events import MONEY, Adjustment, RawEvent
 from services.usage_tracker.domain.windows import TOKENS
@@ -23,7 +23,7 @@ EVENT_FIELDS = (
     *("latency_us", "metadata", "client_cost_nano", *MONEY, "price_version"),
 )
 # Until an event is received after ingest has judged its time.
-_IN_HAND = timedelta(hours=1)
+IN_HAND = timedelta(hours=1)
 
 # An event's own time, and its id.
 Place = tuple[datetime, UUID]
@@ -73,7 +73,7 @@ class RawEventView:
             start,
             end,
             start - MAX_AHEAD,
-            end + wanted.raw + _IN_HAND,
+            end + wanted.raw + IN_HAND,
             *(after or (None, None)),
             limit,
             *(value for _, value in given),
@@ -90,10 +90,7 @@ class RawEventStore:
     @asynccontextmanager
     async def view(self, wanted: Wanted) -> AsyncIterator[RawEventView]:
         """All that was counted until now."""
-        async with (
-            self._db.session() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
+        async with self._db.read(Scope((wanted.org_id,))) as connection:
             yield RawEventView(connection, wanted)
 
 

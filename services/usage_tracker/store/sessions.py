@@ -11,7 +11,7 @@ import asyncpg
 import numpy as np
 
 from common.columns import column_of
-from common.database import Connection, Database
+from common.database import Connection, Database, Scope
 from common.database.copying import CopyRows, copy_rows
 from common.threads import off_loop
 from services.usage_tracker.domain.islands import DAY_US, compacted, keys_of
@@ -66,6 +66,21 @@ async def append_session_deltas(
     rows.coded(([one.deltas.to_bytes(4) for one in found], every))
     rows.coded(([one.data for one in found], every))
     await copy_rows(connection, "session_deltas", _DELTA_COLUMNS, rows.finish())
+
+
+async def has_sessions(connection: Connection, org_id: UUID) -> bool:
+    """Whether the organization has any."""
+    found: bool = await connection.fetchval(
+        """
+        SELECT EXISTS (SELECT FROM sessions WHERE part = $1 AND org_id = $2) OR EXISTS (
+            SELECT FROM session_deltas
+            WHERE part IN (SELECT part FROM parts) AND org_id = $2
+        )
+        """,
+        windows_partition(org_id, _PARTS),
+        org_id,
+    )
+    return found
 
 
 class SessionView:
@@ -127,10 +142,7 @@ class SessionStore:
     @asynccontextmanager
     async def view(self, org_id: UUID) -> AsyncIterator[SessionView]:
         """All that was counted until now."""
-        async with (
-            self._db.session() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
+        async with self._db.read(Scope((org_id,))) as connection:
             rows = await connection.fetch(
                 """
                 SELECT deltas, data FROM session_deltas
