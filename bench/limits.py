@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import asyncpg
@@ -38,6 +39,7 @@ from fleet.embedded.daemon import Daemon
 from services.analytics.domain.windows import Windows
 from services.analytics.store import RollupStore
 from services.usage_tracker.domain.records import EVENTS_TOPIC, windows_data
+from services.usage_tracker.domain.sessions import session_deltas_of
 from services.usage_tracker.domain.settling import Settled
 from services.usage_tracker.store import UsageStore, days_around
 from services.usage_tracker.store.rows import (
@@ -48,6 +50,7 @@ from services.usage_tracker.store.rows import (
     event_rows,
     id_rows,
 )
+from services.usage_tracker.store.sessions import SessionStore, append_session_deltas
 
 ROUNDS = 7
 BATCH = 1000
@@ -138,6 +141,7 @@ async def of_database(server: Postgres, settings: Settings, events: int, stored:
     print(f"{len(batches[0].deltas) / events:.2f} deltas an event")
     for kinds in (["event_ids"], ["events"], ["deltas"]):
         await limits.run(f"PostgreSQL: rows of {kinds[0]}", lambda n, k=kinds: rows(n, k))
+    await _of_sessions(limits, tracker, batches)
     await tracker.close()
 
     analytics = await _opened(settings, "analytics", services.analytics.__path__[0])
@@ -160,6 +164,26 @@ async def of_database(server: Postgres, settings: Settings, events: int, stored:
     await limits.run("PostgreSQL: windows appended and rolled up", roll_up)
     await analytics.close()
     return limits
+
+
+async def _of_sessions(limits: Limits, db: Database, batches: Sequence[Settled]) -> None:
+    store, numbers = SessionStore(db, timedelta(minutes=30)), count()
+    async with db.session() as connection:
+        await connection.execute("INSERT INTO parts (part) VALUES (0) ON CONFLICT DO NOTHING")
+
+    async def append(number: int) -> None:
+        found = session_deltas_of(batches[number].accepted, batches[number].costs)
+        async with db.session() as connection, connection.transaction():
+            await append_session_deltas(connection, 0, next(numbers), found)
+
+    async def append_and_move(number: int) -> None:
+        await append(number)
+        for org_id in await store.due(timedelta(0), 0):
+            await store.compact(org_id)
+
+    await limits.run("PostgreSQL: deltas of sessions, made and appended", append)
+    await append_and_move(0)
+    await limits.run("PostgreSQL: the same, and made rows at once", append_and_move)
 
 
 def _first(number: int, settled: Settled) -> int:

@@ -16,7 +16,7 @@ from services.usage_tracker.domain.islands import (
     Session,
     equal_ids,
     key_and_minute,
-    keys_of,
+    key_table,
 )
 from services.usage_tracker.domain.sessions import SessionDeltas, has_project, together
 from services.usage_tracker.domain.windows import MINUTE_US
@@ -27,7 +27,7 @@ _FIRST_US = 10 * MINUTE_US
 _MORE = 4
 _EVERY = timedelta(seconds=10)
 # Whatever has waited so long becomes rows, or what is so much that every question feels it.
-_AGE = timedelta(minutes=10)
+_AGE = timedelta(minutes=30)
 _MUCH = 500_000
 
 # More deltas than these take milliseconds.
@@ -83,8 +83,9 @@ class Sessions:
         key, minute = key_and_minute(session_id)
         async with self._store.view(org_id) as view:
             rows = await view.of_keys([key])
-            keys = await off_loop(len(view.recent) > _MANY, keys_of, org_id, view.recent)
-        mine = np.array([one == key for one in keys], np.bool_)
+            many = len(view.recent) > _MANY
+            table, codes = await off_loop(many, key_table, org_id, view.recent)
+        mine = (table == np.frombuffer(key.bytes, np.uint8)).all(axis=1)[codes]
         islands = Islands(org_id, together([rows, view.recent.take(mine)]), self._store.gap_us)
         within = (islands.started // MINUTE_US <= minute) & (minute <= islands.ended // MINUTE_US)
         chosen = np.flatnonzero(islands.counted() & (islands.named | within))
@@ -122,7 +123,8 @@ class Sessions:
         same = np.array([name in names for name in recent.session_id.values], np.bool_)
         alike = recent.take(same[recent.session_id.codes])
         known = np.flatnonzero(islands.named)
-        keys = {islands.keys[n] for n in known.tolist()} | set(keys_of(asked.org_id, alike))
+        table, _ = key_table(asked.org_id, alike)
+        keys = {islands.keys[n] for n in known.tolist()} | {UUID(bytes=k.tobytes()) for k in table}
         rows = await view.of_keys(keys)
         return await off_loop(
             len(rows) + len(deltas) > _MANY,

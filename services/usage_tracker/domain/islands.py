@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from common.columns import Integers, Mask, combined, dense
+from common.columns import Bytes, Integers, Mask, combined, dense
 from services.usage_tracker.domain.sessions import (
     LARGE,
     SUMS,
@@ -26,34 +26,23 @@ DAY_US = 24 * 60 * MINUTE_US
 _LIMB = 31
 
 # Of an id (a UUID of version 8): 32 bits of minutes, then 90 bits of what the key hashes to.
-_HASH_BYTES = 12
-_MINUTE_BITS = 96
+_MINUTE_BYTES, _HASH_BYTES = 4, 12
+_MINUTE_BITS = 8 * _HASH_BYTES
 _KEY_MASK = (1 << _MINUTE_BITS) - 1
 
 
-def key_of(
-    org_id: UUID, project_id: bytes | None, session_id: str | None, user_id: bytes | None
-) -> UUID:
+def _key_bytes(org_id: bytes, project_id: bytes, session_id: str | None, user_id: bytes) -> bytes:
     """What the events of a session have in common: an id of minute 0.
 
     By ``session_id`` within the project; where there is none, by user.
     """
-    named = session_id is not None
-    parts = (
-        org_id.bytes,
-        project_id or b"",
-        b"session" if named else b"user",
-        session_id.encode() if session_id is not None else user_id or b"",
-    )
-    said = b"".join(len(part).to_bytes(4) + part for part in parts)
-    found = int.from_bytes(blake2b(said, digest_size=_HASH_BYTES, person=b"session").digest())
-    return _id(found, 0)
-
-
-def _id(hashed: int, minute: int) -> UUID:
-    whole = minute << _MINUTE_BITS | hashed & _KEY_MASK
-    version, variant = 0xF << 76, 0x3 << 62
-    return UUID(int=whole & ~version & ~variant | 0x8 << 76 | 0x2 << 62)
+    kind, who = (b"u", user_id) if session_id is None else (b"s", session_id.encode())
+    # An id has 16 bytes, or none where there is none.
+    said = b"%b%b%c%b%b" % (kind, org_id, len(project_id), project_id, who)
+    found = bytearray(_MINUTE_BYTES) + blake2b(said, digest_size=_HASH_BYTES).digest()
+    # Version 8, and the variant of all UUIDs.
+    found[6], found[8] = found[6] & 0x0F | 0x80, found[8] & 0x3F | 0x80
+    return bytes(found)
 
 
 def session_uuid(key: UUID, started_us: int | None) -> UUID:
@@ -137,7 +126,7 @@ class Islands:
     @cached_property
     def keys(self) -> list[UUID]:
         """The key of each session."""
-        return [_key(self._org_id, self.deltas, start) for start in self.starts.tolist()]
+        return [UUID(bytes=key) for key in _keys_at(self._org_id, self.deltas, self.starts)]
 
     def counted(self) -> Mask:
         """Which have events, and not corrections alone of events from before sessions."""
@@ -153,9 +142,9 @@ class Islands:
         return found
 
     def id(self, n: int) -> UUID:
-        start = int(self.starts[n])
-        key = _key(self._org_id, self.deltas, start)
-        return session_uuid(key, None if self._named[start] else int(self.started[n]))
+        (key,) = _keys_at(self._org_id, self.deltas, self.starts[n : n + 1])
+        named = bool(self._named[self.starts[n]])
+        return session_uuid(UUID(bytes=key), None if named else int(self.started[n]))
 
     def session(self, n: int) -> Session:
         start = int(self.starts[n])
@@ -216,23 +205,31 @@ def compacted(deltas: SessionDeltas, gap_us: int) -> SessionDeltas:
     return found
 
 
-def keys_of(org_id: UUID, deltas: SessionDeltas) -> list[UUID]:
-    """The key of each delta."""
+def key_table(org_id: UUID, deltas: SessionDeltas) -> tuple[Bytes, Integers]:
+    """The keys that there are, of shape (keys, 16), and which one is that of each delta."""
     groups, count = dense(_keys(deltas, ~deltas.session_id.none()))
     firsts = np.zeros(count, np.int64)
     firsts[groups] = np.arange(len(groups))
-    keys = [_key(org_id, deltas, index) for index in firsts.tolist()]
-    return [keys[group] for group in groups.tolist()]
+    keys = b"".join(_keys_at(org_id, deltas, firsts))
+    return np.frombuffer(keys, np.uint8).reshape(-1, 16), groups
 
 
-def _key(org_id: UUID, deltas: SessionDeltas, index: int) -> UUID:
-    row = deltas.rows[index]
-    return key_of(
-        org_id,
-        row["project_id"].tobytes() if has_project(row) else None,
-        deltas.session_id.at(index),
-        row["user_id"].tobytes() if has_user(row) else None,
-    )
+def _keys_at(org_id: UUID, deltas: SessionDeltas, places: Integers) -> list[bytes]:
+    """The keys of some of the deltas."""
+    rows = deltas.rows[places]
+    sessions = [deltas.session_id.values[code] for code in deltas.session_id.codes[places].tolist()]
+    projects = some_ids(rows["project_id"], has_project(rows))
+    users = some_ids(rows["user_id"], has_user(rows))
+    org = org_id.bytes
+    return [
+        _key_bytes(org, project or b"", session, user or b"")
+        for project, session, user in zip(projects, sessions, users, strict=True)
+    ]
+
+
+def some_ids(ids: NDArray[np.void], there: Mask) -> list[bytes | None]:
+    """The ids, None where there is none."""
+    return [one if ok else None for one, ok in zip(ids.tolist(), there.tolist(), strict=True)]
 
 
 def _begins(keys: Integers, first: Integers, last: Integers, named: Mask, gap_us: int) -> Mask:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from common.errors import FieldError, Invalid
 from services.usage_tracker.domain.judging import MAX_AHEAD
 
 _DAY = timedelta(days=1)
-# No event is so old, and some time before it can be reckoned with.
-_FIRST = datetime(1971, 1, 1, tzinfo=UTC)
 
 
 def asked_range(
@@ -18,15 +16,22 @@ def asked_range(
     """Start and end: a day before the end, and whatever there is now, where they are not given.
 
     Raises:
-        Invalid: it ends before it begins.
+        Invalid: it ends before it begins, or a year is out of range.
     """
+    for name, moment in (("start", start), ("end", end)):
+        if moment is not None and not 1970 < moment.year < 2200:
+            raise _refused(name, "out of range")
     # Events may be dated ahead, and none later.
     last = now + MAX_AHEAD
-    stop = last if end is None else end
-    begin = max(stop, _FIRST + _DAY) - _DAY if start is None else start
-    if begin >= stop:
-        raise Invalid(
-            "start must be earlier than end.",
-            fields=[FieldError("/start", "invalid_value", "must be earlier than end")],
-        )
-    return max(begin, _FIRST), max(min(stop, last), _FIRST)
+    if end is None:
+        return (last - _DAY if start is None else start), last
+    begin = end - _DAY if start is None else start
+    if begin >= end:
+        raise _refused("start", "must be earlier than end")
+    return begin, min(end, last)
+
+
+def _refused(field: str, message: str) -> Invalid:
+    return Invalid(
+        f"{field}: {message}.", fields=[FieldError(f"/{field}", "invalid_value", message)]
+    )

@@ -32,35 +32,42 @@ SUMS = (*COUNTS, *TOKENS, "cost_nano")
 # A delta beyond it is added to no other one: so those of four million stay within 64 bits.
 LARGE = 2**40
 
-PROJECT, USER = 1, 2
-
-
-def _row(count: str) -> np.dtype[np.void]:
-    return np.dtype(
-        [
-            *(("first_at", "<i8"), ("last_at", "<i8"), ("project_id", "V16"), ("user_id", "V16")),
-            *((name, count) for name in COUNTS),
-            *((name, "<i8") for name in (*TOKENS, "cost_nano")),
-            ("has", "u1"),
-        ]
-    )
+_PROJECT, _USER = 1, 2
+_BITS = {"project_id": np.uint8(_PROJECT), "user_id": np.uint8(_USER)}
 
 
 # Times are microseconds since 1970; the bits of ``has`` tell which ids there are.
-DELTA = _row("<i8")
-# As it is stored: a batch has no more events.
-_STORED = _row("<i4")
+DELTA = np.dtype(
+    [
+        *(("first_at", "<i8"), ("last_at", "<i8"), ("project_id", "V16"), ("user_id", "V16")),
+        *((name, "<i8") for name in SUMS),
+        ("has", "u1"),
+    ]
+)
+# As it is stored, by the bytes of its tokens; ``lasts`` is the time from the first to the last. No
+# delta has more events than a batch, or reaches beyond a minute.
+_STORED = {
+    size: np.dtype(
+        [
+            *(("first_at", "<i8"), ("lasts", "<i4")),
+            *((name, "<i4") for name in COUNTS),
+            *((name, f"<i{size}") for name in TOKENS),
+            ("cost_nano", "<i8"),
+        ]
+    )
+    for size in (4, 8)
+}
 
 
 def has_project(rows: NDArray[np.void]) -> Mask:
     """Where there is a project."""
-    found: Mask = (rows["has"] & PROJECT) != 0
+    found: Mask = (rows["has"] & _PROJECT) != 0
     return found
 
 
 def has_user(rows: NDArray[np.void]) -> Mask:
     """Where there is a user."""
-    found: Mask = (rows["has"] & USER) != 0
+    found: Mask = (rows["has"] & _USER) != 0
     return found
 
 
@@ -74,12 +81,26 @@ class Used(NamedTuple):
 
 
 _USED = Used._fields
+_TEXTS = ("project_id", "user_id", "session_id")
 
 
 class _Packed(msgspec.Struct, frozen=True, array_like=True):
-    deltas: bytes
+    bytes_of_tokens: int
+    rows: bytes
+    project_id: Coded[bytes | None]
+    user_id: Coded[bytes | None]
     session_id: Coded[str | None]
     used: Coded[tuple[str, str | None, str | None, str | None]]
+
+    def unpacked_rows(self) -> NDArray[np.void]:
+        """Without their ids."""
+        stored = np.frombuffer(self.rows, _STORED[self.bytes_of_tokens])
+        rows = np.zeros(len(stored), DELTA)
+        rows["first_at"] = stored["first_at"]
+        rows["last_at"] = stored["first_at"] + stored["lasts"]
+        for name in SUMS:
+            rows[name] = stored[name]
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +124,6 @@ class SessionDeltas:
             Column(self.used.values, self.used.codes[chosen]),
         )
 
-    def packed(self, chosen: Integers, rows: bytes) -> bytes:
-        """Some of them, whose ``rows`` the caller has cut out."""
-        return msgspec.msgpack.encode(
-            _Packed(rows, packed_column(self.session_id, chosen), packed_column(self.used, chosen))
-        )
-
 
 class OfOrg(NamedTuple):
     """The deltas of an organization, packed."""
@@ -127,7 +142,7 @@ def session_deltas_of(batch: Batch, costs: Costs) -> list[OfOrg]:
         batch,
         {
             "errors": errors[batch.coded["status"].codes],
-            "unpriced_events": unpriced,
+            "unpriced_events": unpriced.astype(np.int64),
             "input_tokens": numbers["input_tokens"],
             "output_tokens": numbers["output_tokens"],
             "cache_read_tokens": numbers["cache_read_tokens"],
@@ -150,7 +165,7 @@ def session_corrections_of(batch: Batch, more: Integers, unpriced: Integers) -> 
     return _deltas(batch, {"unpriced_events": unpriced, "cost_nano": more.sum(axis=1)}, events=0)
 
 
-def _deltas(batch: Batch, measures: Mapping[str, Integers | Mask], *, events: int) -> list[OfOrg]:
+def _deltas(batch: Batch, measures: Mapping[str, Integers], *, events: int) -> list[OfOrg]:
     """One for each session, minute, user and what was called; all of 0 that is not given.
 
     Whatever the gap of a session may be, it is not shorter than a minute: so deltas are as good as
@@ -176,31 +191,36 @@ def _deltas(batch: Batch, measures: Mapping[str, Integers | Mask], *, events: in
     starts = _runs(key)
     several = len(starts) < len(order)
     chosen = order[starts] if several else order
-    rows = np.zeros(len(chosen), _STORED)
-    times = at[order]
-    rows["first_at"] = np.minimum.reduceat(times, starts) if several else times
-    rows["last_at"] = np.maximum.reduceat(times, starts) if several else times
-    for name, values in measures.items():
-        sorted_ = values[order].astype(np.int64, copy=False)
-        rows[name] = np.add.reduceat(sorted_, starts) if several else sorted_
+    sums = {
+        name: np.add.reduceat(values[order], starts, dtype=np.int64) if several else values[order]
+        for name, values in measures.items()
+    }
     if events:
-        rows["events"] = np.diff(starts, append=len(order)) if several else 1
-    for name, bit in (("project_id", PROJECT), ("user_id", USER)):
-        column = coded[name]
-        codes = column.codes[chosen]
-        rows[name] = _ids(column.values)[codes]
-        rows["has"] |= np.array([0 if v is None else bit for v in column.values], np.uint8)[codes]
-    deltas = SessionDeltas(rows, coded["session_id"].take(chosen), _used(batch, chosen))
-    return list(_by_org(deltas, coded["org_id"], coded["org_id"].codes[chosen]))
+        sums["events"] = np.diff(starts, append=len(order))
+    times = at[order]
+    first = np.minimum.reduceat(times, starts) if several else times
+    last = np.maximum.reduceat(times, starts) if several else times
+    most = max((int(sums[name].max()) for name in TOKENS if name in sums), default=0)
+    size = 4 if most < 2**31 else 8
+    rows = np.zeros(len(chosen), _STORED[size])
+    rows["first_at"], rows["lasts"] = first, last - first
+    for name, values in sums.items():
+        rows[name] = values
+    columns = (*(coded[name].take(chosen) for name in _TEXTS), _used(batch, chosen))
+    return list(_by_org(size, rows, columns, coded["org_id"].take(chosen)))
 
 
-def _by_org(deltas: SessionDeltas, orgs: Column, codes: Integers) -> Iterator[OfOrg]:
+def _by_org(
+    size: int, rows: NDArray[np.void], columns: Sequence[Column], orgs: Column
+) -> Iterator[OfOrg]:
     """Of deltas that are sorted by organization."""
-    whole, width = deltas.rows.tobytes(), _STORED.itemsize
-    starts = _runs(codes).tolist()
-    for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
-        packed = deltas.packed(np.arange(start, end), whole[start * width : end * width])
-        yield OfOrg(orgs.values[codes[start]], end - start, packed)
+    whole, width = rows.tobytes(), rows.itemsize
+    starts = _runs(orgs.codes).tolist()
+    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        chosen = np.arange(start, end)
+        coded = (packed_column(column, chosen) for column in columns)
+        data = msgspec.msgpack.encode((size, whole[start * width : end * width], *coded))
+        yield OfOrg(orgs.at(start), end - start, data)
 
 
 def _runs(codes: Integers) -> Integers:
@@ -216,23 +236,29 @@ def _used(batch: Batch, chosen: Integers) -> Column:
     return Column([Used(*(c.at(index) for c in columns)) for index in firsts.tolist()], key)
 
 
-def _ids(values: Sequence[bytes | None]) -> NDArray[np.void]:
-    return np.frombuffer(b"".join(value or bytes(16) for value in values), "V16")
-
-
 def unpacked(packed: Sequence[bytes]) -> SessionDeltas:
     """The deltas of one organization, behind each other."""
     if not packed:
         return SessionDeltas(np.zeros(0, DELTA), column_of([]), column_of([]))
     found = [msgspec.msgpack.decode(data, type=_Packed) for data in packed]
-    rows = [np.frombuffer(one.deltas, _STORED).astype(DELTA) for one in found]
-    counts = [len(some) for some in rows]
+    rows = np.concatenate([one.unpacked_rows() for one in found])
+    counts = [len(one.rows) // _STORED[one.bytes_of_tokens].itemsize for one in found]
+    put_ids(rows, "project_id", merged([one.project_id for one in found], counts))
+    put_ids(rows, "user_id", merged([one.user_id for one in found], counts))
     used = merged([one.used for one in found], counts)
     return SessionDeltas(
-        np.concatenate(rows),
+        rows,
         merged([one.session_id for one in found], counts),
         Column([Used(*value) for value in used.values], used.codes),
     )
+
+
+def put_ids(rows: NDArray[np.void], name: str, ids: Column) -> None:
+    """Fill a field of rows that have no ids yet."""
+    there = np.array([value is not None for value in ids.values], np.uint8)
+    table = np.frombuffer(b"".join(value or bytes(16) for value in ids.values), "V16")
+    rows[name] = table[ids.codes]
+    rows["has"] |= there[ids.codes] * _BITS[name]
 
 
 def together(several: Sequence[SessionDeltas]) -> SessionDeltas:

@@ -38,3 +38,7 @@ CREATE TABLE sessions (
 );
 CREATE INDEX sessions_key ON sessions (part, org_id, key, first_at);
 CREATE INDEX sessions_time ON sessions (part, org_id, first_at);
+
+-- Which blocks hold events of a time: a page of events reads these alone. Of days to come only:
+-- those that are there would be read, and written to by nobody meanwhile.
+CREATE INDEX events_at ON ONLY events USING brin (at) WITH (autosummarize = on);

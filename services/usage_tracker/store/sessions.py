@@ -9,22 +9,24 @@ from uuid import UUID
 
 import asyncpg
 import numpy as np
+from asyncpg.pgproto import pgproto
 
 from common.columns import column_of
 from common.database import Connection, Database, Scope
 from common.database.copying import CopyRows, copy_rows
 from common.threads import off_loop
-from services.usage_tracker.domain.islands import DAY_US, compacted, keys_of
+from services.usage_tracker.domain.islands import DAY_US, compacted, key_table, some_ids
 from services.usage_tracker.domain.judging import microseconds, moment
 from services.usage_tracker.domain.records import windows_partition
 from services.usage_tracker.domain.sessions import (
     DELTA,
-    PROJECT,
     SUMS,
-    USER,
     OfOrg,
     SessionDeltas,
     Used,
+    has_project,
+    has_user,
+    put_ids,
     together,
     unpacked,
 )
@@ -32,8 +34,8 @@ from services.usage_tracker.domain.sessions import (
 SESSION_TABLES = ("session_deltas", "sessions")
 _DELTA_COLUMNS = ("part", "seq", "org_id", "deltas", "data")
 _ROW = (
-    *("first_at", "last_at", "project_id", "user_id", "session_id"),
-    *(*Used._fields, *SUMS),
+    *("first_at", "last_at", *SUMS, "project_id", "user_id", "session_id"),
+    *Used._fields,
 )
 _COLUMNS = ("part", "org_id", "key", *_ROW)
 _SELECTED = ", ".join(f"s.{name}" for name in _ROW)
@@ -207,9 +209,7 @@ class SessionStore:
 
     async def _add(self, connection: Connection, org_id: UUID, more: SessionDeltas) -> None:
         more = await off_loop(True, compacted, more, self.gap_us)
-        keys = await off_loop(True, keys_of, org_id, more)
-        days = (more.rows["first_at"] // DAY_US).tolist()
-        pairs = list(dict.fromkeys(zip(keys, days, strict=True)))
+        keys, days = await off_loop(True, _touched, org_id, more)
         part = windows_partition(org_id, _PARTS)
         before = await connection.fetch(
             f"""
@@ -221,36 +221,42 @@ class SessionStore:
             """,
             part,
             org_id,
-            [key for key, _ in pairs],
-            [moment(day * DAY_US) for _, day in pairs],
+            keys,
+            days,
         )
-        records = await off_loop(True, _records, part, org_id, before, more, self.gap_us)
-        await connection.copy_records_to_table("sessions", records=records, columns=list(_COLUMNS))
+        rows = await off_loop(True, _rows, part, org_id, before, more, self.gap_us)
+        await copy_rows(connection, "sessions", _COLUMNS, rows)
 
 
-def _records(
+def _touched(org_id: UUID, deltas: SessionDeltas) -> tuple[list[pgproto.UUID], list[datetime]]:
+    """The keys and days of deltas, each pair of them once."""
+    table, codes = key_table(org_id, deltas)
+    days, places = np.unique(deltas.rows["first_at"] // DAY_US, return_inverse=True)
+    of_keys, of_days = np.divmod(np.unique(codes * len(days) + places), len(days))
+    ids = [pgproto.UUID(key.tobytes()) for key in table]
+    begins = [moment(int(day) * DAY_US) for day in days]
+    return [ids[n] for n in of_keys.tolist()], [begins[n] for n in of_days.tolist()]
+
+
+def _rows(
     part: int, org_id: UUID, before: Sequence[asyncpg.Record], more: SessionDeltas, gap_us: int
-) -> list[tuple[object, ...]]:
-    """The rows, for ``_COLUMNS``, of those that there were and of deltas."""
-    deltas = compacted(together([_deltas(before), more]), gap_us)
+) -> bytes:
+    """Rows, for ``_COLUMNS``, of those that there were and of deltas that are compacted."""
+    deltas = compacted(together([_deltas(before), more]), gap_us) if before else more
     rows = deltas.rows
-    found: dict[str, list[object]] = {
-        **{name: [moment(at) for at in rows[name].tolist()] for name in ("first_at", "last_at")},
-        **{
-            name: _uuids(rows, name, bit)
-            for name, bit in (("project_id", PROJECT), ("user_id", USER))
-        },
-        "session_id": deltas.session_id.listed(),
-        **{name: rows[name].tolist() for name in SUMS},
-    }
-    used = deltas.used.listed()
-    for place, name in enumerate(Used._fields):
-        found[name] = [one[place] for one in used]
-    keys = keys_of(org_id, deltas)
-    return [
-        (part, org_id, key, *row)
-        for key, *row in zip(keys, *(found[name] for name in _ROW), strict=True)
-    ]
+    table, codes = key_table(org_id, deltas)
+    made = CopyRows(len(rows), len(_COLUMNS)).int2(part)
+    made.coded(([org_id.bytes], np.zeros(len(rows), np.int64))).raw(table[codes])
+    made.timestamp(rows["first_at"]).timestamp(rows["last_at"])
+    for name in SUMS:
+        made.int8(rows[name])
+    for name, there in (("project_id", has_project(rows)), ("user_id", has_user(rows))):
+        made.coded((some_ids(rows[name], there), np.arange(len(rows))))
+    made.coded((deltas.session_id.encoded(), deltas.session_id.codes))
+    for place, _ in enumerate(Used._fields):
+        texts = [used[place] and used[place].encode() for used in deltas.used.values]
+        made.coded((texts, deltas.used.codes))
+    return made.finish()
 
 
 def _deltas(found: Sequence[asyncpg.Record]) -> SessionDeltas:
@@ -259,22 +265,13 @@ def _deltas(found: Sequence[asyncpg.Record]) -> SessionDeltas:
         rows[name] = [microseconds(row[name]) for row in found]
     for name in SUMS:
         rows[name] = [row[name] for row in found]
-    for name, bit in (("project_id", PROJECT), ("user_id", USER)):
-        ids = [row[name] for row in found]
-        rows[name] = np.frombuffer(b"".join(i.bytes if i else bytes(16) for i in ids), "V16")
-        rows["has"] |= np.array([0 if i is None else bit for i in ids], np.uint8)
+    for name in ("project_id", "user_id"):
+        put_ids(rows, name, column_of([row[name] and row[name].bytes for row in found]))
     return SessionDeltas(
         rows,
         column_of([row["session_id"] for row in found]),
         column_of([Used(*(row[name] for name in Used._fields)) for row in found]),
     )
-
-
-def _uuids(rows: np.ndarray, name: str, bit: int) -> list[object]:
-    return [
-        UUID(bytes=value) if has & bit else None
-        for value, has in zip(rows[name].tolist(), rows["has"].tolist(), strict=True)
-    ]
 
 
 def _moment(us: int) -> datetime:
