@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import asyncpg
@@ -39,10 +40,12 @@ from services.analytics.domain.windows import Windows
 from services.analytics.store import RollupStore
 from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.records import EVENTS_TOPIC, windows_data
+from services.usage_tracker.domain.sessions import session_deltas_of
 from services.usage_tracker.domain.settling import Settled
 from services.usage_tracker.store import BlockStore, UsageStore, days_around
 from services.usage_tracker.store.blocks import keep
 from services.usage_tracker.store.rows import EVENT_COLUMNS, ID_COLUMNS, event_rows, id_rows
+from services.usage_tracker.store.sessions import SessionStore, append_session_deltas
 
 ROUNDS = 7
 BATCH = 1000
@@ -145,6 +148,7 @@ async def of_database(server: Postgres, settings: Settings, events: int, stored:
         await connection.execute("DELETE FROM delta_blocks")
         await connection.execute("INSERT INTO relays (part, seq) VALUES (0, 2^60::bigint)")
     await limits.run("PostgreSQL: deltas as blocks, each made rows at once", add_up)
+    await _of_sessions(limits, tracker, batches)
     await tracker.close()
 
     analytics = await _opened(settings, "analytics", services.analytics.__path__[0])
@@ -167,6 +171,26 @@ async def of_database(server: Postgres, settings: Settings, events: int, stored:
     await limits.run("PostgreSQL: windows appended and rolled up", roll_up)
     await analytics.close()
     return limits
+
+
+async def _of_sessions(limits: Limits, db: Database, batches: Sequence[Settled]) -> None:
+    store, numbers = SessionStore(db, timedelta(minutes=30)), count()
+    async with db.session() as connection:
+        await connection.execute("INSERT INTO parts (part) VALUES (0) ON CONFLICT DO NOTHING")
+
+    async def append(number: int) -> None:
+        found = session_deltas_of(batches[number].accepted, batches[number].costs)
+        async with db.session() as connection, connection.transaction():
+            await append_session_deltas(connection, 0, next(numbers), found)
+
+    async def append_and_move(number: int) -> None:
+        await append(number)
+        for org_id in await store.due(timedelta(0), 0):
+            await store.compact(org_id)
+
+    await limits.run("PostgreSQL: deltas of sessions, made and appended", append)
+    await append_and_move(0)
+    await limits.run("PostgreSQL: the same, and made rows at once", append_and_move)
 
 
 def _first(number: int, settled: Settled) -> int:

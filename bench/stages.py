@@ -28,6 +28,7 @@ from services.usage_tracker.domain.judged import judge_fields
 from services.usage_tracker.domain.judging import Judge, Project, Tenancy, microseconds
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents, events_partition
+from services.usage_tracker.domain.sessions import session_deltas_of
 from services.usage_tracker.domain.settling import Settled, priced, settle
 from services.usage_tracker.domain.windows import deltas_of
 from services.usage_tracker.store.rows import event_rows, id_rows
@@ -97,6 +98,7 @@ def measure(events: int, batch: int) -> dict[str, float]:
     book = PriceBook.bundled()
     costs = worker.run("price", lambda: priced(whole, book))
     worker.run("deltas", lambda: deltas_of(whole, costs))
+    worker.run("deltas of sessions", lambda: session_deltas_of(whole, costs))
     settled = worker.run(
         "settle (price and deltas in it)", lambda: settle(whole, {}, book, IDENTITY_US)
     )

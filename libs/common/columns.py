@@ -148,12 +148,8 @@ def dense(values: NDArray[Any]) -> tuple[Integers, int]:
     return codes, len(distinct)
 
 
-def grouped(columns: Sequence[tuple[Integers, int]]) -> tuple[Integers, Integers]:
-    """Group by columns of codes, each with how many codes there are.
-
-    Returns:
-        The first row of each group, ascending, and the group of each row.
-    """
+def combined(columns: Sequence[tuple[Integers, int]]) -> Integers:
+    """One key of columns of codes, each with how many codes there are; it sorts as they do."""
     key, most = np.zeros(len(columns[0][0]), np.int64), 1
     for codes, count in columns:
         if count <= 1:
@@ -161,7 +157,16 @@ def grouped(columns: Sequence[tuple[Integers, int]]) -> tuple[Integers, Integers
         if most * count > _MOST_KEYS:
             key, most = dense(key)
         key, most = key * count + codes, most * count
-    _, firsts, groups = np.unique(key, return_index=True, return_inverse=True)
+    return key
+
+
+def grouped(columns: Sequence[tuple[Integers, int]]) -> tuple[Integers, Integers]:
+    """Group by columns of codes, each with how many codes there are.
+
+    Returns:
+        The first row of each group, ascending, and the group of each row.
+    """
+    _, firsts, groups = np.unique(combined(columns), return_index=True, return_inverse=True)
     order = np.argsort(firsts)
     ranks = np.empty_like(order)
     ranks[order] = np.arange(len(order))

@@ -135,6 +135,8 @@ class Settings(BaseSettings):
     id_retention_days: int = Field(default=8, ge=2)
     # How long deltas of windows wait, packed, until they become rows of usage_tracker.
     compaction_seconds: float = Field(default=60.0, gt=0)
+    # A user's events without session_id are of another session after so long without any.
+    session_gap_minutes: int = Field(default=30, ge=1, le=1440)
     clock_skew_ms: int = Field(default=200, ge=0)
 
     pool_size: int = Field(default=4, ge=2)

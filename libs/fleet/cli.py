@@ -129,6 +129,29 @@ def reprice(
         price_anew(org, begin, end, data, lambda line: print(line, flush=True))
 
 
+@app.command("export-raw")
+def export_raw(
+    org: Annotated[UUID, typer.Option(help="The organization's id.")],
+    since: Annotated[
+        datetime, typer.Option("--from", help="Included, by the events' times.", formats=TIMES)
+    ],
+    until: Annotated[datetime, typer.Option("--to", help="Excluded (UTC).", formats=TIMES)],
+    out: Annotated[Path, typer.Option(help="A file (.parquet), or a folder for it.")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Write the raw events of a period to a Parquet file, whole or not at all.
+
+    Each event is there once, with what it costs now. Events are kept for 7 days.
+    """
+    if since >= until or since.year < 1970 or until.year >= 9000:
+        raise typer.BadParameter("must be after --from, both in the years 1970 to 8999")
+    with told_in_a_line():
+        from fleet.raw_export import export_raw as export
+
+        begin, end = since.replace(tzinfo=UTC), until.replace(tzinfo=UTC)
+        export(org, begin, end, out, data, lambda line: print(line, flush=True))
+
+
 @app.command()
 def status(
     data: Data = DEFAULT_DATA,

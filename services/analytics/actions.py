@@ -11,7 +11,7 @@ from uuid import UUID
 
 from redis.exceptions import RedisError
 
-from common.errors import FieldError, Invalid, NotFound, PermissionDenied
+from common.errors import FieldError, Invalid, NotFound
 from common.paging import decode_token, encode_token, page_size
 from services.analytics.domain.ranges import PERIODS, Granularity, check_buckets, pieces, widen
 from services.analytics.domain.windows import partition_of
@@ -94,7 +94,7 @@ class Reports:
         self, call: Call, org_id: str | None, period: str
     ) -> tuple[Dashboard | bytes, Callable[[bytes], Awaitable[None]]]:
         """The cached answer, or a new one with the function that caches it for five minutes."""
-        org = organization(call, org_id)
+        org = call.organization(org_id)
         project = call.principal.project_id
         key = f"analytics:dashboard:{org}:{project}:{period}"
 
@@ -133,7 +133,7 @@ class Reports:
         )
 
     def _query(self, call: Call, asked: Asked) -> Query:
-        org = organization(call, asked.org_id)
+        org = call.organization(asked.org_id)
         end = asked.end or self._clock.now()
         start = asked.start or end - timedelta(days=1)
         start, end = widen(start, end)
@@ -152,29 +152,6 @@ class Reports:
             after=after[0] if after else None,
             limit=page_size(asked.page_size),
         )
-
-
-def organization(call: Call, asked: str | None) -> UUID:
-    """The organization asked for, or the caller's only one; checked either way.
-
-    Raises:
-        Invalid: none is named and the caller has none, or several.
-        NotFound, PermissionDenied: see ``Call.authorize``.
-    """
-    if asked is not None:
-        org = UUID(asked)
-    else:
-        mine = call.permitted_orgs
-        if not mine and call.orgs:
-            raise PermissionDenied(f"This needs the permission {call.permission}.")
-        if len(mine) != 1:
-            raise Invalid(
-                f"You belong to {len(mine)} organizations; name one with org_id.",
-                fields=[FieldError("/org_id", "missing_field", "name an organization")],
-            )
-        org = mine[0]
-    call.authorize(org)
-    return org
 
 
 def _filters(call: Call, asked: Mapping[str, str]) -> dict[str, str | UUID]:

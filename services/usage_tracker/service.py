@@ -15,9 +15,11 @@ from services.usage_tracker.actions.ingest import Ingest
 from services.usage_tracker.actions.layout import Layouts, publishers
 from services.usage_tracker.actions.prices import CurrentPrices, PriceActions
 from services.usage_tracker.actions.projects import Projects
+from services.usage_tracker.actions.raw_events import RawEvents
 from services.usage_tracker.actions.repricing import Repricing
+from services.usage_tracker.actions.sessions import Sessions
 from services.usage_tracker.actions.turns import Shares, Turns
-from services.usage_tracker.consumer.compaction import Compaction
+from services.usage_tracker.consumer.compaction import SessionCompaction, WindowCompaction
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting, eviction
 from services.usage_tracker.consumer.recent import RecentDeltas
@@ -25,8 +27,12 @@ from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import EVENTS_TOPIC
 from services.usage_tracker.http import UsageRoutes
-from services.usage_tracker.rpc import PriceServicer
+from services.usage_tracker.rpc.prices import PriceServicer
+from services.usage_tracker.rpc.raw_events import RawEventServicer
+from services.usage_tracker.rpc.sessions import SessionServicer
 from services.usage_tracker.store import BlockStore, LayoutStore, RepricingStore, UsageStore
+from services.usage_tracker.store.raw_events import RawEventStore
+from services.usage_tracker.store.sessions import SessionStore
 
 NAME = "usage_tracker"
 # Bodies that a process judges at the same time, and partitions that it counts: one computes while
@@ -34,6 +40,8 @@ NAME = "usage_tracker"
 _AT_ONCE = 2
 _PLATFORM_EVENTS = "platform.events"
 _PRICES = "mindweave.usage_tracker.v1.PriceService"
+_SESSIONS = "mindweave.usage_tracker.v1.SessionService"
+_RAW_EVENTS = "mindweave.usage_tracker.v1.RawEventService"
 
 
 async def build(runtime: Runtime) -> Parts:
@@ -93,10 +101,14 @@ async def build(runtime: Runtime) -> Parts:
         layouts=layouts,
         recent=recent,
     )
-    compaction = Compaction(blocks, timedelta(seconds=settings.compaction_seconds))
+    sessions = SessionStore(db, timedelta(minutes=settings.session_gap_minutes))
     forgetting = Forgetting(store, clock, layouts=layouts, raw=raw, ids=ids)
     return Parts(
-        servicers=[(_PRICES, PriceServicer(PriceActions(db, clock)))],
+        servicers=[
+            (_PRICES, PriceServicer(PriceActions(db, clock))),
+            (_SESSIONS, SessionServicer(Sessions(sessions), clock)),
+            (_RAW_EVENTS, RawEventServicer(RawEvents(RawEventStore(db), raw), clock)),
+        ],
         app=UsageRoutes(ingest, runtime.bus, telemetry, store.repeats).app(),
         serving=[
             layouts,
@@ -105,7 +117,8 @@ async def build(runtime: Runtime) -> Parts:
         tasks=[
             worker,
             relay,
-            compaction.periodic(),
+            WindowCompaction(blocks, timedelta(seconds=settings.compaction_seconds)).periodic(),
+            SessionCompaction(sessions).periodic(),
             forgetting.periodic(),
             repricing.periodic(),
             EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),

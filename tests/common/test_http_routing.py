@@ -81,3 +81,15 @@ def test_a_template_is_made_of_literals_and_names(path: str) -> None:
 )  # fmt: skip
 def test_percent_encoding_means_utf8_or_nothing(text: str, meaning: str | None) -> None:
     assert decode_percent(text) == meaning
+
+
+def test_whoever_asks_for_methods_is_told_of_those_of_other_processes_too() -> None:
+    routes = RouteTable(
+        [("POST", Endpoint("/v1/events", handler))],
+        [("GET", "/v1/events"), ("POST", "/v1/events"), ("GET", "/v1/sessions")],
+    )
+    found = routes.match("PUT", "/v1/events")
+    assert found is not None
+    assert (found.endpoint, found.allow) == (None, "GET, HEAD, OPTIONS, POST")
+    assert routes.match("GET", "/v1/events") is None
+    assert routes.match("PUT", "/v1/sessions") is None

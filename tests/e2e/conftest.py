@@ -24,23 +24,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not os.environ.get(GIVEN):
         return
     others = [
-        item
-        for item in items
-        if HERE in item.path.parents and "address" not in getattr(item, "fixturenames", ())
+        item for item in items if HERE in item.path.parents and not _needs_an_address_alone(item)
     ]
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
 
 
+def _needs_an_address_alone(item: pytest.Item) -> bool:
+    names = getattr(item, "fixturenames", ())
+    return "address" in names and "data_folder" not in names
+
+
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the platform that the tests start."""
+    return tmp_path_factory.mktemp("platform")
+
+
+@pytest.fixture(scope="session")
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
     """Of the REST API, such as ``http://127.0.0.1:8080``; MINDWEAVE_E2E_ADDRESS where it is set."""
     given = os.environ.get(GIVEN)
     if given:
         yield given.rstrip("/")
         return
-    data = tmp_path_factory.mktemp("platform")
+    data: Path = request.getfixturevalue("data_folder")
     with Platform(data, f"127.0.0.1:{free_port()}") as platform:
         platform.wait_until_ready()
         yield platform.address

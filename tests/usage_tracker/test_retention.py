@@ -15,12 +15,16 @@ from common.timeseries import partition_days
 from mindweave.account.v1.events_pb2 import OrgDeleted
 from services.usage_tracker.actions.accounting import Accounting
 from services.usage_tracker.actions.prices import CurrentPrices
+from services.usage_tracker.actions.sessions import Asked, Sessions
+from services.usage_tracker.consumer.compaction import SessionCompaction
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting
 from services.usage_tracker.consumer.recent import RecentDeltas
+from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.store import UsageStore
 from services.usage_tracker.store.repricing import order
+from services.usage_tracker.store.sessions import SessionStore
 from services.usage_tracker.store.walks import Walk
 from tests.usage_tracker.conftest import NOW, MakeArrived, MakeRecord, layouts_of
 from tests.usage_tracker.deltas import add_up, total
@@ -31,7 +35,7 @@ pytestmark = pytest.mark.store
 RAW, IDS = timedelta(days=7), timedelta(days=8)
 TABLES = (
     *("events", "event_ids", "deltas", "delta_blocks", "parts", "relays", "deleted_orgs", "walks"),
-    "repricings",
+    *("repricings", "session_deltas", "sessions"),
 )
 Count = Callable[..., Awaitable[None]]
 
@@ -75,6 +79,12 @@ async def counted(db: Database) -> int:
     return await total(db, "events")
 
 
+async def in_sessions(db: Database, org_id: UUID) -> int:
+    asked = Asked(org_id, 0, microseconds(NOW) * 2)
+    found = await Sessions(SessionStore(db, timedelta(minutes=30))).page(asked, None, 500)
+    return sum(session.whole.events for session in found)
+
+
 async def test_days_are_dropped_by_the_watermark_of_the_slowest_part_and_not_by_the_clock(
     db: Database, store: UsageStore, count: Count, arrived: MakeArrived
 ) -> None:
@@ -103,6 +113,7 @@ async def test_days_are_dropped_by_the_watermark_of_the_slowest_part_and_not_by_
     await forgetting.step()
     assert not await kept("event_ids")
     assert await counted(db) == 1
+    assert await in_sessions(db, UUID(int=1)) == 1
 
 
 async def test_an_order_to_reprice_goes_with_the_last_raw_events_it_may_have_been_about(
@@ -169,6 +180,28 @@ async def test_a_deleted_organization_goes_once_all_it_sent_is_counted(
         ids = await connection.fetchval("SELECT count(*) FROM event_ids")
     assert [row["org_id"] for row in raw] == [stays]
     assert ids == 2
+    assert (await in_sessions(db, gone), await in_sessions(db, stays)) == (0, 1)
+
+
+async def test_sessions_of_a_deleted_organization_do_not_move_out_of_the_way(
+    db: Database, store: UsageStore, count: Count, arrived: MakeArrived
+) -> None:
+    gone = UUID(int=1)
+    sessions = SessionStore(db, timedelta(minutes=30))
+    await count(arrived(org_id=gone))
+    await sessions.compact(gone)
+    await count(arrived(org_id=gone, at=NOW - timedelta(minutes=1)))
+    async with db.change(call=None) as change:
+        await store.note_deleted(change, gone, NOW)
+    await store.begin_forgetting(NOW + timedelta(seconds=1))
+    await SessionCompaction(sessions, age=timedelta(0)).step()
+    while await store.forget_some():
+        await SessionCompaction(sessions, age=timedelta(0)).step()
+
+    assert await in_sessions(db, gone) == 0
+    async with db.session() as connection:
+        for table in ("sessions", "session_deltas"):
+            assert not await connection.fetchval(f"SELECT count(*) FROM {table}")
 
 
 async def test_a_removal_goes_on_where_it_was_ended_and_leaves_what_is_others(

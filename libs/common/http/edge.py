@@ -155,7 +155,10 @@ class Edge:
         settings = runtime.settings
         self._telemetry = runtime.telemetry
         self._seconds = seconds
-        self._routes = RouteTable(_routes(apps, health_pages(health, dead)))
+        self._routes = RouteTable(
+            _routes(apps, health_pages(health, dead)),
+            ((o.route.verb, o.route.template) for o in operations().values() if o.route),
+        )
         self._credentials = Credentials(runtime.verifier, runtime.stub("auth", AuthServiceStub))
         self._limiter = Limiter()
         self._requests = RatePolicy("requests", settings.limits.requests_per_second, 1)

@@ -31,6 +31,7 @@ class _Node:
     literals: dict[str, _Node] = field(default_factory=dict)
     parameter: _Node | None = None
     methods: dict[str, tuple[Endpoint, tuple[str, ...]]] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +51,43 @@ class Match:
 class RouteTable:
     """Routes by path, prepared once. A literal segment wins over a parameter.
 
+    Args:
+        routes: methods and what answers them.
+        elsewhere: methods and templates, also of paths that another process answers by other
+            methods: whoever asks which ones there are is told of all.
+
     Raises:
         ValueError: two endpoints share a route, or a template is none that is understood.
     """
 
-    def __init__(self, routes: Iterable[tuple[str, Endpoint]]) -> None:
+    def __init__(
+        self,
+        routes: Iterable[tuple[str, Endpoint]],
+        elsewhere: Iterable[tuple[str, str]] = (),
+    ) -> None:
         self._root = _Node()
         for method, endpoint in routes:
             self._add(method, endpoint)
+        for method, template in elsewhere:
+            node, _ = self._node(template)
+            node.elsewhere |= {method, "HEAD"} if method == "GET" else {method}
 
-    def _add(self, method: str, endpoint: Endpoint) -> None:
+    def _node(self, template: str) -> tuple[_Node, list[str]]:
         node, names = self._root, []
-        for segment in _segments(endpoint.template):
+        for segment in _segments(template):
             name = segment[1:-1]
             if segment == f"{{{name}}}" and name.isidentifier():
                 names.append(name)
                 node.parameter = node.parameter or _Node()
                 node = node.parameter
             elif "{" in segment or "*" in segment or ":" in segment:
-                raise ValueError(f"{endpoint.template}: a segment is a literal or {{name}}")
+                raise ValueError(f"{template}: a segment is a literal or {{name}}")
             else:
                 node = node.literals.setdefault(segment, _Node())
+        return node, names
+
+    def _add(self, method: str, endpoint: Endpoint) -> None:
+        node, names = self._node(endpoint.template)
         if method in node.methods:
             raise ValueError(f"{method} {endpoint.template} is routed twice")
         node.methods[method] = (endpoint, tuple(names))
@@ -78,7 +95,10 @@ class RouteTable:
             node.methods.setdefault("HEAD", (endpoint, tuple(names)))
 
     def match(self, method: str, raw_path: str) -> Match | None:
-        """The endpoint of a path as it was sent, percent-encoded; None for an unknown path."""
+        """The endpoint of a path as it was sent, percent-encoded.
+
+        None for an unknown path, and where another process answers this method.
+        """
         node: _Node | None = self._root
         values: list[str | None] = []
         for segment in _segments(raw_path):
@@ -94,8 +114,11 @@ class RouteTable:
         if node is None or not node.methods or "" in values:
             return None
         found = node.methods.get(method)
+        if found is None and method in node.elsewhere:
+            return None
         if found is None:
-            return Match(None, allow=", ".join(sorted({*node.methods, "OPTIONS"})))
+            known = {*node.methods, *node.elsewhere, "OPTIONS"}
+            return Match(None, allow=", ".join(sorted(known)))
         endpoint, names = found
         pairs = list(zip(names, values, strict=True))
         return Match(

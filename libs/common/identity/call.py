@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from uuid import UUID
 
-from common.errors import NotFound, PermissionDenied, Unauthenticated
+from common.errors import FieldError, Invalid, NotFound, PermissionDenied, Unauthenticated
 from common.identity.permissions import PERSONAL, ROLES, SELF
 
 PrincipalKind = Literal["user", "user_key", "project_key", "service", "anonymous"]
@@ -113,6 +113,42 @@ class Call:
         if self.principal.user_id is None:
             raise Unauthenticated("This needs the credential of a user.")
         return self.principal.user_id
+
+    def organization(self, asked: str | None) -> UUID:
+        """The organization asked for, or the caller's only one; checked either way.
+
+        Raises:
+            Invalid: none is named and the caller has none, or several.
+            NotFound, PermissionDenied: see ``authorize``.
+        """
+        if asked is not None:
+            org = UUID(asked)
+        else:
+            mine = self.permitted_orgs
+            if not mine and self.orgs:
+                raise PermissionDenied(f"This needs the permission {self.permission}.")
+            if len(mine) != 1:
+                raise Invalid(
+                    f"You belong to {len(mine)} organizations; name one with org_id.",
+                    fields=[FieldError("/org_id", "missing_field", "name an organization")],
+                )
+            org = mine[0]
+        self.authorize(org)
+        return org
+
+    def project(self, asked: str | None) -> UUID | None:
+        """The project asked for; the one that a project's key is bound to, where it asks for none.
+
+        Raises:
+            NotFound: the key asks for another one.
+        """
+        wanted = None if asked is None else UUID(asked)
+        bound = self.principal.project_id
+        if bound is None:
+            return wanted
+        if wanted not in (None, bound):
+            raise NotFound
+        return bound
 
     def authorize(self, org_id: UUID, project_id: UUID | None = None) -> None:
         """Check this operation's permission on the organization of the row that was found.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import (
     DeadlineExceeded,
@@ -73,29 +73,52 @@ class SharedPath(Exception):
     """A path does not tell whose it is."""
 
 
-def fronts(operations: Iterable[Operation]) -> dict[str, str]:
-    """The services that answer REST themselves, by path; "/" is all others, which the gateway has.
+class Front(NamedTuple):
+    """A path, with one method or with all that are not named by themselves."""
 
-    A path is one service's with all its methods: it also answers that a method is not allowed.
+    path: str
+    method: str | None = None
+
+
+def fronts(operations: Iterable[Operation]) -> dict[Front, str]:
+    """The services that answer REST themselves; "/" is all others, which the gateway has.
+
+    A path is one service's, which also answers that a method is not allowed. Methods of it that the
+    gateway has are named by themselves.
 
     Raises:
-        SharedPath: a path is not one service's alone, or has a parameter.
+        SharedPath: a path is two services', two have one method of it, or it has a parameter.
     """
-    owners: dict[str, set[str]] = {}
+    owners: dict[str, dict[str, str]] = {}
+    shared = set()
     for operation in operations:
         if operation.route is not None:
-            owner = operation.service if operation.raw else GATEWAY
-            owners.setdefault(operation.route.template, set()).add(owner)
-    own = {path: names for path, names in owners.items() if names != {GATEWAY}}
-    shared = {path: sorted(names) for path, names in own.items() if len(names) > 1 or "{" in path}
+            methods = owners.setdefault(operation.route.template, {})
+            for method in _also(operation.route.verb):
+                owner = operation.service if operation.raw else GATEWAY
+                if methods.setdefault(method, owner) != owner:
+                    shared.add(operation.route.template)
+    found = {}
+    for path, methods in owners.items():
+        names = set(methods.values()) - {GATEWAY}
+        if not names:
+            continue
+        if len(names) > 1 or "{" in path:
+            shared.add(path)
+        found[Front(path)] = names.pop()
+        found |= {Front(path, m): GATEWAY for m, owner in methods.items() if owner == GATEWAY}
     if shared:
-        raise SharedPath(f"paths that do not tell whose they are: {shared}")
-    return {path: names.pop() for path, names in own.items()} | {"/": GATEWAY}
+        raise SharedPath(f"paths that do not tell whose they are: {sorted(shared)}")
+    return found | {Front("/"): GATEWAY}
+
+
+def _also(verb: str) -> tuple[str, ...]:
+    return (verb, "HEAD") if verb == "GET" else (verb,)
 
 
 def configuration(
     listen: str,
-    paths: Mapping[str, str],
+    paths: Mapping[Front, str],
     ports: Mapping[str, Sequence[int]],
     *,
     behind_proxy: bool = False,
@@ -104,7 +127,7 @@ def configuration(
 
     Args:
         listen: "host:port" of the public address.
-        paths: the service of each path, as ``fronts`` says.
+        paths: whose each path is, as ``fronts`` says.
         ports: of each of these services' processes.
         behind_proxy: believe the X-Forwarded-For of whoever connects, and add to it.
     """
@@ -137,7 +160,7 @@ def configuration(
     }
 
 
-def _connections(paths: Mapping[str, str], behind_proxy: bool) -> dict[str, Any]:
+def _connections(paths: Mapping[Front, str], behind_proxy: bool) -> dict[str, Any]:
     return {
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
@@ -165,8 +188,8 @@ def _connections(paths: Mapping[str, str], behind_proxy: bool) -> dict[str, Any]
                         "domains": ["*"],
                         "request_headers_to_add": [] if behind_proxy else [_sender()],
                         "routes": [
-                            _route(path, paths[path])
-                            for path in sorted(paths, key=len, reverse=True)
+                            _route(front, paths[front])
+                            for front in sorted(paths, key=_precedence, reverse=True)
                         ],
                     }
                 ],
@@ -192,9 +215,16 @@ def _sender() -> dict[str, Any]:
     }
 
 
-def _route(path: str, service: str) -> dict[str, Any]:
+def _precedence(front: Front) -> tuple[int, str, bool]:
+    return len(front.path), front.path, front.method is not None
+
+
+def _route(front: Front, service: str) -> dict[str, Any]:
+    match: dict[str, Any] = {"prefix" if front.path == "/" else "path": front.path}
+    if front.method is not None:
+        match["headers"] = [{"name": ":method", "string_match": {"exact": front.method}}]
     return {
-        "match": {"prefix": path} if path == "/" else {"path": path},
+        "match": match,
         "route": {"cluster": service, "timeout": _seconds(_ANSWER_SECONDS)},
     }
 

@@ -96,7 +96,7 @@ class Up:
     def address(self) -> str:
         return f"http://{self._listen}"
 
-    def configure(self, paths: Mapping[str, str]) -> None:
+    def configure(self, paths: Mapping[envoy.Front, str]) -> None:
         """Write what supervisord and Envoy read."""
         ports: dict[str, list[int]] = {}
         for process in self._processes:

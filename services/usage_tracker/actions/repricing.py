@@ -19,6 +19,7 @@ from services.usage_tracker.domain.repricing import reprice
 from services.usage_tracker.store import MANY_EVENTS, RepricingStore, UsageStore
 from services.usage_tracker.store.prices import note_unpriced
 from services.usage_tracker.store.repricing import Order
+from services.usage_tracker.store.sessions import append_session_deltas
 
 REASON = "reprice"
 _EVERY = timedelta(seconds=1)
@@ -141,7 +142,8 @@ class Repricing:
         if found.batch.count:
             await self._store.append(connection, part, order, found)
             await note_unpriced(connection, part, found.unpriceds)
-            await self._usage.append_deltas(connection, part, found.deltas, reason=REASON)
+            last = await self._usage.append_deltas(connection, part, found.deltas, reason=REASON)
+            await append_session_deltas(connection, part, last, found.sessions)
             await self._prices.confirm(connection, part, overrides, [order.org_id.bytes])
         self._rests.pop((part, order.id), None)
 

@@ -1,4 +1,4 @@
-"""Deltas that were sent on become rows: those of one window and combination of dimensions one."""
+"""Deltas that wait, packed, become rows: those of one window or session one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from datetime import timedelta
 
 from common.periodic import Periodic
 from services.usage_tracker.store import BlockStore
+from services.usage_tracker.store.sessions import SessionStore
+
+_EVERY = timedelta(seconds=10)
+# Whatever has waited so long becomes rows, or what is so much that every question feels it.
+_AGE = timedelta(minutes=30)
+_MUCH = 500_000
 
 
-class Compaction:
+class WindowCompaction:
     """Whichever worker comes first adds up what waits, of all parts; the others find nothing.
 
     Args:
@@ -27,3 +33,23 @@ class Compaction:
         """Add up all that was sent on."""
         while await self._blocks.add_up():
             continue
+
+
+class SessionCompaction:
+    """Makes rows of deltas that have waited, an organization at a time."""
+
+    def __init__(self, store: SessionStore, age: timedelta = _AGE, much: int = _MUCH) -> None:
+        self._store = store
+        self._age = age
+        self._much = much
+
+    def periodic(self) -> Periodic:
+        return Periodic("sessions", self.step, every=_EVERY)
+
+    async def step(self) -> int:
+        """Returns the organizations whose deltas became rows."""
+        due = await self._store.due(self._age, self._much)
+        for org_id in due:
+            while await self._store.compact(org_id):
+                pass
+        return len(due)

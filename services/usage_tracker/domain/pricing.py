@@ -53,6 +53,13 @@ _STANDARD = (None, "standard")
 _ALSO_STANDARD = "default"
 
 
+def usd(nano: int) -> str:
+    """Nano-dollars as a decimal with nine digits after the point."""
+    sign = "-" if nano < 0 else ""
+    whole, part = divmod(abs(nano), NANO)
+    return f"{sign}{whole}.{part:09d}"
+
+
 class Tokens(NamedTuple):
     """Tokens by kind; ``input`` is the uncached input only."""
 

@@ -11,6 +11,7 @@ from common.columns import Integers, Mask
 from services.usage_tracker.domain.columns import Batch
 from services.usage_tracker.domain.overrides import Overrides
 from services.usage_tracker.domain.pricing import PriceBook
+from services.usage_tracker.domain.sessions import OfOrg, session_corrections_of
 from services.usage_tracker.domain.settling import Unpriceds, priced, unpriced_of
 from services.usage_tracker.domain.windows import Deltas, corrections_of
 
@@ -42,6 +43,7 @@ class Repriced:
     old_versions: Sequence[str | None]
     new_versions: Sequence[str | None]
     deltas: Deltas
+    sessions: Sequence[OfOrg]
     unpriceds: Unpriceds
 
 
@@ -68,5 +70,6 @@ def reprice(
         [counted.versions[index] for index in chosen.tolist()],
         [costs.versions.at(index) for index in chosen.tolist()],
         corrections_of(batch, more, unpriced),
+        session_corrections_of(batch, more, unpriced),
         unpriced_of(batch, unpriced),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from common.columns import Column, Integers, Mask
 from services.usage_tracker.domain.columns import Batch
 from services.usage_tracker.domain.overrides import Overrides
 from services.usage_tracker.domain.pricing import Price, PriceBook
+from services.usage_tracker.domain.sessions import OfOrg, session_deltas_of
 from services.usage_tracker.domain.windows import TOKENS, Costs, Deltas, deltas_of
 
 Identity = tuple[bytes, bytes]
@@ -46,6 +47,7 @@ class Settled:
     accepted: Batch
     costs: Costs
     deltas: Deltas
+    sessions: Sequence[OfOrg]
     duplicates: int
     conflicts: Mapping[bytes, list[bytes]]
     unpriced: Unpriceds
@@ -86,6 +88,7 @@ def settle(
         accepted,
         costs,
         deltas_of(accepted, costs),
+        session_deltas_of(accepted, costs),
         repeats.duplicates,
         repeats.conflicts,
         unpriced_of(accepted, (~costs.priced & ~accepted.coded["model"].none()).astype(np.int64)),

@@ -30,6 +30,7 @@ from services.usage_tracker.store.blocks import keep
 from services.usage_tracker.store.prices import PriceStore, catch_up_unpriced, note_unpriced
 from services.usage_tracker.store.repricing import ADJUSTMENTS, drop_finished
 from services.usage_tracker.store.rows import EVENT_COLUMNS, ID_COLUMNS, event_rows, id_rows
+from services.usage_tracker.store.sessions import SESSION_TABLES, append_session_deltas
 from services.usage_tracker.store.walks import Walk
 
 EVENTS = "events"
@@ -142,13 +143,15 @@ class UsageStore:
         await copy_rows(connection, IDS, ID_COLUMNS, ids)
         await copy_rows(connection, EVENTS, EVENT_COLUMNS, events)
         await note_unpriced(connection, part, settled.unpriced)
-        return await self.append_deltas(
+        last = await self.append_deltas(
             connection,
             part,
             settled.deltas,
             duplicates=settled.duplicates,
             conflicts=settled.conflict_count,
         )
+        await append_session_deltas(connection, part, last, settled.sessions)
+        return last
 
     async def append_deltas(
         self,
@@ -286,10 +289,12 @@ class UsageStore:
                 await connection.execute(
                     "UPDATE delta_blocks SET forgetting = true WHERE NOT forgetting"
                 )
-                await FORGETTING.begin(connection, [EVENTS, ADJUSTMENTS, "deltas", "unpriced"])
+                await FORGETTING.begin(
+                    connection, [EVENTS, ADJUSTMENTS, "deltas", *SESSION_TABLES, "unpriced"]
+                )
 
     async def forget_some(self) -> bool:
-        """Remove raw events and windows of the organizations that go, from one range of rows.
+        """Remove events, windows and sessions of the organizations that go, from a range of rows.
 
         Identities stay for their days: they tell of nothing but ids, and a repeat must not become a
         first acceptance. Numbers of deltas are never used again, and who applies deltas minds no

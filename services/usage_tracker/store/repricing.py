@@ -26,7 +26,7 @@ ADJUSTMENTS = "adjustments"
 _BLOCKS = 512
 _WALK = "reprice "
 _IDS = frozenset({"org_id", "project_id", "team_id", "user_id", "api_key_id"})
-_CODED = (*DIMENSIONS, "service_tier")
+_CODED = (*DIMENSIONS, "service_tier", "session_id")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import httpx
 
-from tests.e2e.tenant import PASSWORD, Tenant, User, bearer, created, register
+from tests.e2e.tenant import PASSWORD, Tenant, User, bearer, created, register, session_of
 
 SCOPES = ["events:write", "analytics:read", "metrics:read", "project:read"]
 # What ends the session that it is called with, or changes its user's password.
@@ -51,6 +51,7 @@ class Playground:
 
     def __init__(self, tenant: Tenant, member: User) -> None:
         self._tenant, self._member = tenant, member
+        self._session = session_of(tenant.client, tenant.projects[0])
 
     def rows_of_key(self) -> Rows:
         """Rows that the key of a project can change nothing of but by sending events."""
@@ -82,6 +83,7 @@ class Playground:
                 "/auth/api-keys": created(
                     client, "/auth/api-keys", {"name": "k", "scopes": ["events:write"]}
                 )["id"],
+                "/v1/sessions": self._session,
             },
             {"org_id": org, "project_id": project, "user_id": self._member.id}
             | _secrets(label, user),

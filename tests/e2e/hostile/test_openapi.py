@@ -34,6 +34,7 @@ BEYOND_SCHEMA = {
     "not a page token",
     "out of range",
     "must be between the years 1970 and 9000",
+    "must be earlier than end",
     "must be later than effective_from",
     "must hold the price of a kind of token",
     "is on a list of leaked passwords; choose another one",

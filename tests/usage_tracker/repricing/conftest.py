@@ -32,18 +32,9 @@ ORG, OTHER = UUID(int=1), UUID(int=2)
 HAIKU, OWN = "claude-haiku-4-5", "a model of our own"
 DAY = timedelta(days=1)
 TABLES = (
-    *(
-        "events",
-        "event_ids",
-        "deltas",
-        "delta_blocks",
-        "parts",
-        "outbox",
-        "offsets",
-        "prices",
-        "repricings",
-    ),
-    *("adjustments", "unpriced", "walks"),
+    *("events", "event_ids", "deltas", "delta_blocks", "parts", "outbox", "offsets"),
+    *("prices", "repricings", "adjustments", "unpriced", "walks"),
+    *("session_deltas", "sessions", "deleted_orgs"),
 )
 MONEY = ("input_nano", "output_nano", "cache_read_nano", "cache_write_nano", "cost_nano")
 

@@ -32,7 +32,7 @@ NOW = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
 
 TABLES = (
     *("events", "event_ids", "deltas", "delta_blocks", "parts", "relays", "deleted_orgs"),
-    *("outbox", "offsets"),
+    *("outbox", "offsets", "session_deltas"),
 )
 
 

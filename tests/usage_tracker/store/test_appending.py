@@ -30,7 +30,10 @@ async def contents(db: Database) -> dict[str, list[Any]]:
             table: sorted(
                 (tuple(r) for r in await connection.fetch(f"SELECT * FROM {table}")), key=repr
             )
-            for table in ("events", "event_ids", "delta_blocks", "parts", "offsets")
+            for table in (
+                *("events", "event_ids", "delta_blocks", "parts", "offsets"),
+                "session_deltas",
+            )
         }
 
 

@@ -205,7 +205,7 @@ def _string(field: Field, *, asked: bool) -> Schema:
         schema["format"] = known
     elif any(rule.id == "string.email" for rule in field.rules.cel):
         schema["format"] = "email"
-    elif not asked and (field.name == "id" or field.name.endswith("_id")):
+    elif not asked and not rules.max_len and (field.name == "id" or field.name.endswith("_id")):
         schema["format"] = "uuid"
     if not asked and field.name.endswith("_usd"):
         schema["pattern"] = MONEY

@@ -17,7 +17,7 @@ from mindweave.usage_tracker.v1 import prices_pb2 as pb
 from mindweave.usage_tracker.v1.prices_pb2_grpc import PriceServiceServicer
 from services.usage_tracker.actions.prices import PriceActions
 from services.usage_tracker.domain import judging
-from services.usage_tracker.domain.pricing import NANO, Rate, Tokens
+from services.usage_tracker.domain.pricing import NANO, Rate, Tokens, usd
 from services.usage_tracker.store.prices import Reconciled, Stated, UnpricedModel
 
 
@@ -135,14 +135,8 @@ def _rate(kind: str, message: pb.StatedUnitPrice) -> Rate:
     return Rate(_nano(message.usd_per_million), tuple(sorted(steps.items(), reverse=True)))
 
 
-def _nano(usd: str) -> int:
-    return int(Decimal(usd) * NANO)
-
-
-def _usd(nano: int) -> str:
-    sign = "-" if nano < 0 else ""
-    whole, part = divmod(abs(nano), NANO)
-    return f"{sign}{whole}.{part:09d}"
+def _nano(text: str) -> int:
+    return int(Decimal(text) * NANO)
 
 
 def _price(stated: Stated) -> pb.Price:
@@ -166,12 +160,10 @@ def _unit_prices(rates: Sequence[Rate | None]) -> pb.UnitPrices:
     for kind, rate in zip(Tokens._fields, rates, strict=True):
         if rate is not None:
             steps = [
-                pb.PriceStep(prompt_over=over, usd_per_million=_usd(nano))
+                pb.PriceStep(prompt_over=over, usd_per_million=usd(nano))
                 for over, nano in reversed(rate.steps)
             ]
-            getattr(found, kind).CopyFrom(
-                pb.UnitPrice(usd_per_million=_usd(rate.base), steps=steps)
-            )
+            getattr(found, kind).CopyFrom(pb.UnitPrice(usd_per_million=usd(rate.base), steps=steps))
     return found
 
 
@@ -181,9 +173,9 @@ def _reconciled(one: Reconciled) -> pb.ReconciledModel:
         provider=one.provider,
         events=one.events,
         differing_events=one.differing_events,
-        client_cost_usd=_usd(one.client_nano),
-        cost_usd=_usd(one.cost_nano),
-        difference_usd=_usd(one.client_nano - one.cost_nano),
+        client_cost_usd=usd(one.client_nano),
+        cost_usd=usd(one.cost_nano),
+        difference_usd=usd(one.client_nano - one.cost_nano),
         unpriced_events=one.unpriced_events,
         without_client_cost=one.without_client_cost,
     )

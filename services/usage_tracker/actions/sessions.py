@@ -1,0 +1,165 @@
+"""Sessions as they are asked for, and their deltas made rows after a while."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import numpy as np
+
+from common.columns import Mask
+from common.threads import off_loop
+from services.usage_tracker.domain.islands import (
+    Islands,
+    Session,
+    equal_ids,
+    key_and_minute,
+    key_table,
+)
+from services.usage_tracker.domain.sessions import SessionDeltas, has_project, together
+from services.usage_tracker.domain.windows import MINUTE_US
+from services.usage_tracker.store.sessions import SessionStore, SessionView
+
+# How much of the time that is asked for is looked at first; then so many times more.
+_FIRST_US = 10 * MINUTE_US
+_MORE = 4
+
+# More deltas than these take milliseconds.
+_MANY = 500
+
+# When a session began (microseconds since 1970), and its id.
+Place = tuple[int, UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which sessions: those that began in a time (microseconds since 1970; the end is out)."""
+
+    org_id: UUID
+    start_us: int
+    end_us: int
+    project_id: UUID | None = None
+    user_id: UUID | None = None
+
+
+class Sessions:
+    """Answers from rows and deltas as they were at one moment.
+
+    Args:
+        store: of the sessions.
+    """
+
+    def __init__(self, store: SessionStore) -> None:
+        self._store = store
+
+    async def page(self, asked: Asked, after: Place | None, size: int) -> list[Session]:
+        """Sessions, those that began last first, from the one after a place on; at most ``size``.
+
+        A session is listed with all that it has, also beyond the time that is asked for.
+        """
+        found: list[Session] = []
+        end = asked.end_us if after is None else min(asked.end_us, after[0] + 1)
+        span = _FIRST_US
+        async with self._store.view(asked.org_id) as view:
+            recent = _of_project(view.recent, asked.project_id)
+            while asked.start_us < end and len(found) < size:
+                begin = max(asked.start_us, end - span)
+                islands = await self._that_began(view, recent, asked, begin, end)
+                many = len(islands.deltas) > _MANY
+                found += await off_loop(
+                    many, _chosen, islands, asked, (begin, end), after, size - len(found)
+                )
+                end, span = begin, span * _MORE
+        return found
+
+    async def session(self, org_id: UUID, session_id: UUID) -> Session | None:
+        """A session by its id, or by one that it had before an earlier event was counted."""
+        key, minute = key_and_minute(session_id)
+        async with self._store.view(org_id) as view:
+            rows = await view.of_keys([key])
+            many = len(view.recent) > _MANY
+            table, codes = await off_loop(many, key_table, org_id, view.recent)
+        mine = (table == np.frombuffer(key.bytes, np.uint8)).all(axis=1)[codes]
+        islands = Islands(org_id, together([rows, view.recent.take(mine)]), self._store.gap_us)
+        within = (islands.started // MINUTE_US <= minute) & (minute <= islands.ended // MINUTE_US)
+        chosen = np.flatnonzero(islands.counted() & (islands.named | within))
+        return islands.session(int(chosen[0])) if len(chosen) else None
+
+    async def _that_began(
+        self, view: SessionView, recent: SessionDeltas, asked: Asked, begin: int, end: int
+    ) -> Islands:
+        """Whatever began in a time, whole; of others there may be parts."""
+        gap = self._store.gap_us
+        low, high = begin - gap, end + gap
+        while True:
+            rows = _of_project(await view.between(low, high), asked.project_id)
+            first, last = recent.rows["first_at"], recent.rows["last_at"]
+            near = recent.take((first < high) & (last >= low))
+            islands = await off_loop(
+                len(rows) + len(near) > _MANY, Islands, asked.org_id, together([rows, near]), gap
+            )
+            ends = islands.ended[~islands.named & _began(islands, begin, end)]
+            # What was not looked at begins later; it belongs to none that ended so long before.
+            if not len(ends) or int(ends.max()) + gap <= high:
+                break
+            high = max(int(ends.max()) + gap, high + (high - low))
+        return await self._whole(view, recent, asked, islands)
+
+    async def _whole(
+        self, view: SessionView, recent: SessionDeltas, asked: Asked, islands: Islands
+    ) -> Islands:
+        """With all of those that events name, whenever it was."""
+        if not islands.named.any():
+            return islands
+        deltas = islands.deltas
+        unnamed = deltas.take(deltas.session_id.none())
+        names = {name for name in deltas.session_id.listed() if name is not None}
+        same = np.array([name in names for name in recent.session_id.values], np.bool_)
+        alike = recent.take(same[recent.session_id.codes])
+        known = np.flatnonzero(islands.named)
+        table, _ = key_table(asked.org_id, alike)
+        keys = {islands.keys[n] for n in known.tolist()} | {UUID(bytes=k.tobytes()) for k in table}
+        rows = await view.of_keys(keys)
+        return await off_loop(
+            len(rows) + len(deltas) > _MANY,
+            Islands,
+            asked.org_id,
+            together([unnamed, alike, rows]),
+            self._store.gap_us,
+        )
+
+
+def _began(islands: Islands, begin: int, end: int) -> Mask:
+    return (islands.started >= begin) & (islands.started < end)
+
+
+def _of_project(deltas: SessionDeltas, project_id: UUID | None) -> SessionDeltas:
+    if project_id is None:
+        return deltas
+    same = equal_ids(deltas.rows["project_id"], project_id)
+    return deltas.take(has_project(deltas.rows) & same)
+
+
+def _chosen(
+    islands: Islands, asked: Asked, began: tuple[int, int], after: Place | None, most: int
+) -> list[Session]:
+    """The first sessions of those that began in a time, the latest beginning first."""
+    fits = islands.counted() & _began(islands, *began)
+    if asked.user_id is not None:
+        fits &= islands.with_user(asked.user_id)
+    candidates = np.flatnonzero(fits)
+    if not len(candidates):
+        return []
+    started = islands.started[candidates]
+    # Of those that began at once with the last ones, only ids tell which comes first.
+    passed = 0 if after is None else int((started >= after[0]).sum())
+    least = np.sort(started)[-min(passed + most, len(started))]
+    places = sorted(
+        (
+            (int(islands.started[n]), islands.id(n), n)
+            for n in candidates[started >= least].tolist()
+        ),
+        reverse=True,
+    )
+    left = [place for place in places if after is None or place[:2] < after]
+    return [islands.session(n) for *_, n in left[:most]]

@@ -1,0 +1,1 @@
+"""Servicers: messages to domain, and back."""
