@@ -18,6 +18,7 @@ from fleet.process import Platform
 from tests.common.waiting import eventually
 from tests.e2e.checker import Checker
 from tests.e2e.comparison import Grouping, differences
+from tests.e2e.harms import HARMS
 from tests.e2e.own import own_platform
 from tests.e2e.processes import health, member, pid_of
 from tests.e2e.raw_rows import connect, count_rows, raw_rows, row_differences, window_differences
@@ -38,19 +39,6 @@ GROUPINGS: tuple[Grouping, ...] = (
     ("minute", ()),
     ("hour", ("event_type", "tool")),
 )
-
-# What must not pass, done to the tables by hand.
-ONE = "(SELECT event_id FROM events WHERE org_id = $1 LIMIT 1)"
-HARMS = {
-    "one lost event": f"DELETE FROM events WHERE org_id = $1 AND event_id = {ONE}",
-    "one doubled event": "INSERT INTO events SELECT * FROM events WHERE org_id = $1 LIMIT 1",
-    "one nano-dollar": f"UPDATE events SET cost_nano = coalesce(cost_nano, 0) + 1"
-    f" WHERE org_id = $1 AND event_id = {ONE}",
-    "one lost delta": "DELETE FROM deltas WHERE (part, seq) ="
-    " (SELECT part, seq FROM deltas WHERE org_id = $1 AND events > 0 LIMIT 1)",
-    "one doubled delta": "UPDATE deltas SET events = events + 1 WHERE (part, seq) ="
-    " (SELECT part, seq FROM deltas WHERE org_id = $1 LIMIT 1)",
-}
 
 
 @dataclass

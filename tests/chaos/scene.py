@@ -1,0 +1,325 @@
+"""A platform of many processes on three brokers, its clients, and all that can be done to it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from shutil import which
+from time import monotonic
+
+import asyncpg
+import httpx
+import redis.asyncio as redis
+
+from common.settings import db_password, load_settings
+from fleet.embedded.folder import DataFolder
+from fleet.layout.supervisor import Remote
+from fleet.ports import free_port
+from fleet.process import Platform
+from tests.chaos.books import Books
+from tests.chaos.brokers import COUNT, TOPIC, Cluster, cluster
+from tests.chaos.disk import Disk, mounted
+from tests.chaos.ledger import (
+    Findings,
+    counting,
+    fresh,
+    held,
+    judged,
+    judged_answers,
+)
+from tests.chaos.link import HOST, Link
+from tests.chaos.load import Source
+from tests.chaos.sending import Gate, Stream, client
+from tests.common.waiting import eventually
+from tests.e2e.comparison import differences
+from tests.e2e.own import START_PATIENCE
+from tests.e2e.processes import pid_of
+from tests.e2e.tenant import Tenant, tenant
+
+INGEST = ("usage_tracker-serve-1", "usage_tracker-serve-2")
+WORKERS = ("usage_tracker-work-1", "usage_tracker-work-2")
+# Seconds in which everything has to come back by itself.
+PATIENCE = 90.0
+PARTS = 4
+_ORGS, _STREAMS = 3, 2
+_ASK_SECONDS = 3.0
+_LOOK_EVERY = 0.2
+
+
+class Hangs(Exception):
+    """Something did not come back by itself; the message says what."""
+
+
+@dataclass
+class Client:
+    """An organization, its books, and the key it sends with."""
+
+    who: Tenant
+    books: Books
+    http: httpx.AsyncClient
+
+
+@dataclass
+class Scene:
+    """See the module; ``clients`` are those of the round."""
+
+    platform: Platform
+    brokers: Cluster
+    database: Link
+    edge: Link
+    disks: dict[str, Disk]
+    rng: Random
+    gate: Gate = field(default_factory=Gate)
+    clients: list[Client] = field(default_factory=list)
+    repeats_before: int = 0
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(len(one.books.acknowledged) for one in self.clients)
+
+    @property
+    def retries(self) -> int:
+        return sum(one.books.retries for one in self.clients)
+
+    async def pid(self, name: str) -> int:
+        """Of a process or server of the platform; 0 where it does not run."""
+        return await asyncio.to_thread(pid_of, self.platform, name)
+
+    def remote(self) -> Remote:
+        """The supervisor of the platform's processes."""
+        return Remote(self.platform.run()["supervisor"])
+
+    async def under_load(self, seconds: float = 0.5) -> None:
+        """Returns at a random moment while events are acknowledged."""
+        before = self.acknowledged
+        await eventually(lambda: self.acknowledged > before, PATIENCE)
+        await asyncio.sleep(self.rng.uniform(0.05, seconds))
+
+    @asynccontextmanager
+    async def connected(self, patience: float = 10.0) -> AsyncIterator[asyncpg.Connection]:
+        """To usage_tracker's database, as the superuser, beside every link."""
+        url = self.platform.run()["database_url"]
+        connection = await asyncpg.connect(
+            url, database="usage_tracker", timeout=patience, command_timeout=60
+        )
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def stored(self) -> int:
+        """Raw rows of the round's organizations."""
+        ids = [one.who.org_id for one in self.clients]
+        async with self.connected() as connection:
+            count: int = await connection.fetchval(
+                "SELECT count(*) FROM events WHERE org_id = ANY ($1::text[]::uuid[])", ids
+            )
+        return count
+
+    async def owners(self) -> dict[int, tuple[str, int]]:
+        """By partition of usage.events: who works on it now, and its epoch."""
+        async with self.connected() as connection:
+            rows = await connection.fetch(
+                "SELECT part, owner, epoch FROM offsets WHERE topic = $1 AND lease_until > now()",
+                TOPIC,
+            )
+        return {row["part"]: (row["owner"], row["epoch"]) for row in rows}
+
+    async def epochs(self) -> int:
+        """The sum of the epochs of usage.events: how often its partitions were taken."""
+        async with self.connected() as connection:
+            total: int = await connection.fetchval(
+                "SELECT sum(epoch)::bigint FROM offsets WHERE topic = $1", TOPIC
+            )
+        return total
+
+    async def shared(self, workers: int) -> bool:
+        """Whether all partitions are worked on, by so many workers."""
+        owners = await self.owners()
+        return len(owners) == PARTS and len({owner for owner, _ in owners.values()}) == workers
+
+    async def repeats_counted(self) -> int:
+        """Repeats and conflicts as the platform has counted them, of all organizations."""
+        async with self.connected() as connection:
+            total: int = await connection.fetchval(
+                "SELECT coalesce(sum(duplicates + conflicts), 0)::bigint FROM parts"
+            )
+        return total
+
+    async def whole(self) -> float:
+        """Returns once everything works again by itself; the seconds that took.
+
+        Raises:
+            Hangs: something does not.
+        """
+        begun = monotonic()
+        missing = await self.missing()
+        while missing:
+            if monotonic() > begun + PATIENCE:
+                raise Hangs(f"after {PATIENCE:.0f} s: {'; '.join(missing)}")
+            await asyncio.sleep(_LOOK_EVERY)
+            missing = await self.missing()
+        return monotonic() - begun
+
+    async def missing(self) -> list[str]:
+        """What does not work now."""
+        asked = await asyncio.gather(
+            self._unready(),
+            self._unshared(),
+            self._brokers_out_of_step(),
+            self._cache_away(),
+            return_exceptions=True,
+        )
+        return [
+            repr(found) if isinstance(found, BaseException) else found for found in asked if found
+        ]
+
+    async def _unready(self) -> str:
+        async with httpx.AsyncClient(timeout=_ASK_SECONDS) as http:
+
+            async def is_ready(address: str) -> bool:
+                try:
+                    return (await http.get(f"http://{address}/health/ready")).status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            addresses = {p["name"]: p["metrics"] for p in self.platform.run()["processes"]}
+            addresses["envoy"] = self.platform.address.removeprefix("http://")
+            answers = await asyncio.gather(*(is_ready(a) for a in addresses.values()))
+        away = [name for name, ready in zip(addresses, answers, strict=True) if not ready]
+        return f"not ready: {', '.join(away)}" if away else ""
+
+    async def _unshared(self) -> str:
+        if await self.shared(len(WORKERS)):
+            return ""
+        return f"partitions are worked on as {await self.owners()}"
+
+    async def _brokers_out_of_step(self) -> str:
+        return "" if await self.brokers.in_step() else "brokers are not in step"
+
+    async def _cache_away(self) -> str:
+        cache = redis.from_url(self.platform.run()["cache_url"], socket_timeout=_ASK_SECONDS)
+        try:
+            await cache.ping()
+        finally:
+            await cache.aclose()
+        return ""
+
+    async def examine(self) -> Findings:
+        """Everything against the books; nothing is under way meanwhile.
+
+        Raises:
+            Hangs: clients are not answered.
+            NotFresh: analytics does not come to show what was acknowledged.
+        """
+        found = Findings()
+        async with self.gate.shut():
+            for one in self.clients:
+                await fresh(one.http, [one.books], PATIENCE)
+                async with self.connected() as connection:
+                    there = await held(connection, one.who.org_id)
+                found.add(await asyncio.to_thread(judged, there, one.books))
+                answers = await asyncio.to_thread(judged_answers, one.who.client, one.books, there)
+                found.add(answers)
+        return found
+
+    async def examine_answers(self, one: Client) -> Findings:
+        """All that analytics answers about an organization; nothing may be under way."""
+        books = one.books
+        await fresh(one.http, [books], PATIENCE)
+        async with self.connected() as connection:
+            there = await held(connection, one.who.org_id)
+        oracle = books.oracle_of(counting(there, books))
+        found = await asyncio.to_thread(differences, one.who.client, one.who.org_id, oracle)
+        return Findings(others=found)
+
+    @asynccontextmanager
+    async def sending(self, seed: str, pause: float) -> AsyncIterator[None]:
+        """New organizations whose clients send while the block runs.
+
+        Raises:
+            ExceptionGroup: a client was not answered, or answered wrongly.
+        """
+        async with AsyncExitStack() as stack:
+            self.clients = []
+            self.repeats_before = await self.repeats_counted()
+            streams: list[Stream] = []
+            for number in range(_ORGS):
+                who = await asyncio.to_thread(tenant, self.platform.address)
+                http = await stack.enter_async_context(
+                    client(f"http://{self.edge.address}", who.key["key"])
+                )
+                books = Books(who.org_id, who.key["id"])
+                self.clients.append(Client(who, books, http))
+                for stream in range(_STREAMS):
+                    name = f"{seed}:{number}:{stream}"
+                    source = Source(name, who.projects)
+                    streams.append(Stream(http, books, source, Random(f"{name}:ways")))
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            sending = [group.create_task(one.run(self.gate, pause)) for one in streams]
+            yield
+            for task in sending:
+                task.cancel()
+
+
+@asynccontextmanager
+async def scene(root: Path, rng: Random, tell: Callable[[str], None]) -> AsyncIterator[Scene]:
+    """All of it in ``root``, which is empty; nothing of it outlives the block."""
+    async with AsyncExitStack() as stack:
+        disks = {
+            name: stack.enter_context(mounted(root / f"disk-{name}"))
+            for name in ("postgres", "kafka")
+        }
+        folders = [root / f"broker-{n}" for n in range(1, COUNT)] + [disks["kafka"].folder / "b"]
+        for folder in folders:
+            folder.mkdir()
+        brokers = await stack.enter_async_context(cluster(folders))
+        tell(f"{COUNT} brokers at {brokers.addresses}")
+        data = root / "data"
+        await asyncio.to_thread(_cluster_on, disks["postgres"], data)
+        database = await stack.enter_async_context(Link(free_port(), data / ".s.PGSQL.5432"))
+        listen = free_port()
+        edge = await stack.enter_async_context(Link(free_port(), (HOST, listen)))
+        platform = Platform(data, f"{HOST}:{listen}", _environment(brokers, database), layout="up")
+        stack.callback(_end, platform)
+        platform.start()
+        seconds = await asyncio.to_thread(platform.wait_until_ready, START_PATIENCE)
+        tell(f"the platform is ready after {seconds:.0f} s")
+        yield Scene(platform, brokers, database, edge, disks, rng)
+
+
+def _cluster_on(disk: Disk, data: Path) -> None:
+    """A database cluster whose files are on that disk."""
+    folder = DataFolder(data)
+    try:
+        folder.postgres().prepare()
+    finally:
+        folder.close()
+    # With its owner, who is not this process's.
+    there = disk.folder / "postgres"
+    subprocess.run([which("cp") or "cp", "-a", str(data / "postgres"), str(there)], check=True)
+    subprocess.run([which("rm") or "rm", "-r", str(data / "postgres")], check=True)
+    (data / "postgres").symlink_to(there)
+
+
+def _environment(brokers: Cluster, database: Link) -> dict[str, str]:
+    secret = secrets.token_hex(32)
+    password = db_password(load_settings(secret=secret), "usage_tracker")
+    return {
+        "MINDWEAVE_SECRET": secret,
+        "KAFKA_BROKERS": brokers.addresses,
+        "MINDWEAVE_KAFKA_REPLICATION": str(COUNT),
+        "DATABASE_URL_USAGE_TRACKER": f"postgresql://usage_tracker:{password}"
+        f"@{database.address}/usage_tracker",
+        "MINDWEAVE_DRAIN_DELAY": "0.5",
+    }
+
+
+def _end(platform: Platform) -> None:
+    platform.kill_everything()
