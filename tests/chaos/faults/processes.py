@@ -88,19 +88,15 @@ async def rebalance_storm(scene: Scene) -> str:
     """Workers go in order, one upon the other: each is called back before its twin has all."""
     epochs = await scene.epochs()
     for turn in range(_TURNS):
-        name, twin = WORKERS[turn % 2], WORKERS[(turn + 1) % 2]
+        name, before = WORKERS[turn % 2], await scene.epochs()
         await asyncio.to_thread(scene.platform.hold, name)
         await asyncio.to_thread(scene.platform.release, name)
-        await until(partial(_owns, scene, twin), f"{twin} takes partitions")
+        await until(partial(_advanced, scene, before + 1), "its twin takes partitions")
     await until(lambda: scene.shared(2), "both workers have their share")
     begun = await scene.epochs() - epochs
     return shown(
         begun >= _ENOUGH_EPOCHS, f"{_TURNS} times a worker went and came, {begun} epochs began"
     )
-
-
-async def _owns(scene: Scene, name: str) -> bool:
-    return any(name in owner for owner, _ in (await scene.owners()).values())
 
 
 async def kill_everything(scene: Scene) -> str:
