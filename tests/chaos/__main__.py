@@ -10,12 +10,13 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from time import monotonic
 
 from tests.chaos.books import WrongAnswer
-from tests.chaos.faults.catalog import FAULTS
+from tests.chaos.faults.catalog import FAULTS, beside, short_round, whole_round
 from tests.chaos.rounds import Failed, Tally, run_round
 from tests.chaos.scene import Scene, scene
 from tests.chaos.sending import NoAnswer
@@ -24,8 +25,8 @@ from tests.chaos.sending import NoAnswer
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="of load and order; else a new one")
-    parser.add_argument("--rounds", type=int, default=1, help="each with every fault once")
-    parser.add_argument("--minutes", type=float, default=0.0, help="go on for so long at least")
+    parser.add_argument("--rounds", type=int, help="so many with every fault; else a short one")
+    parser.add_argument("--minutes", type=float, help="such rounds, for so long at least")
     parser.add_argument("--only", action="append", choices=FAULTS, help="this fault; repeatable")
     parser.add_argument("--keep", type=Path, help="copy logs there where it fails")
     return parser.parse_args()
@@ -37,20 +38,29 @@ def tell(line: str) -> None:
 
 async def run(given: argparse.Namespace, seed: int, root: Path, tally: Tally) -> None:
     """The rounds; what went wrong is in the tally."""
-    names = list(given.only or FAULTS)
+    rounds, seconds = given.rounds or 1, 60 * (given.minutes or 0.0)
     async with scene(root, Random(seed), tell) as found:
         begun, number = monotonic(), 0
-        while number < given.rounds or monotonic() - begun < 60 * given.minutes:
+        while tally.clean and (number < rounds or monotonic() - begun < seconds):
             number += 1
-            tell(f"round {number}: {len(names)} faults")
-            await one_round(found, names, number, seed, tally)
-            if not tally.clean:
-                break
+            name = f"{seed}:{number}"
+            faults = faults_of(given, number, Random(name))
+            tell(f"round {number}: {len(faults)} faults")
+            await one_round(found, faults, name, tally)
 
 
-async def one_round(found: Scene, names: list[str], number: int, seed: int, tally: Tally) -> None:
+def faults_of(given: argparse.Namespace, number: int, rng: Random) -> list[tuple[str, str | None]]:
+    """Of a round; from the second one on others are killed in the middle of them."""
+    short = given.rounds is None and given.minutes is None
+    names = given.only or (short_round(rng) if short else whole_round(rng))
+    return [(name, beside(name, rng) if number > 1 else None) for name in names]
+
+
+async def one_round(
+    found: Scene, faults: Sequence[tuple[str, str | None]], name: str, tally: Tally
+) -> None:
     try:
-        await run_round(found, names, number, seed, tally, tell)
+        await run_round(found, faults, name, tally, tell)
     except* Failed:
         tell("ended: what is wrong stays so")
     except* (NoAnswer, WrongAnswer) as clients:
@@ -66,28 +76,16 @@ def keep(root: Path, folder: Path) -> None:
             shutil.copy(log, folder / f"{log.parent.name}-{log.name}")
 
 
-def main() -> None:
-    given = arguments()
-    seed = secrets.randbelow(10**6) if given.seed is None else given.seed
-    tell(f"chaos, seed {seed}")
-    tally = Tally()
-    root = Path(tempfile.mkdtemp(prefix="mindweave-"))
-    begun = monotonic()
-    # What libraries and the watch of the brokers say is no part of the verdict.
-    logging.basicConfig(filename=root / "harness.log", level=logging.WARNING)
-    try:
-        asyncio.run(run(given, seed, root, tally))
-    finally:
-        if given.keep and not tally.clean:
-            keep(root, given.keep)
-        shutil.rmtree(root, ignore_errors=True)
+def report(seed: int, tally: Tally, seconds: float, *, finished: bool) -> bool:
+    """Whether all is well; the last line that it prints is JSON."""
+    well = finished and tally.clean
     for failure in tally.failures:
         tell(f"FAILED: {failure}")
     for name in sorted(tally.not_run):
         tell(f"NOT RUN: {name}")
     tell(
         f"seed {seed}: {len(tally.faults)} different faults hit, {tally.struck} in all,"
-        f" in {monotonic() - begun:.0f} s; {'everything is exact' if tally.clean else 'WRONG'}"
+        f" in {seconds:.0f} s; {'everything is exact' if well else 'WRONG'}"
     )
     told = {
         "faults": len(tally.faults),
@@ -96,7 +94,26 @@ def main() -> None:
         "nano_dollars_off": tally.found.nano_off,
     }
     tell(json.dumps(told))
-    sys.exit(not tally.clean)
+    return well
+
+
+def main() -> None:
+    given = arguments()
+    seed = secrets.randbelow(10**6) if given.seed is None else given.seed
+    tell(f"chaos, seed {seed}")
+    tally, begun, finished = Tally(), monotonic(), False
+    root = Path(tempfile.mkdtemp(prefix="mindweave-"))
+    # What libraries and the watch of the brokers say is no part of the verdict.
+    logging.basicConfig(filename=root / "harness.log", level=logging.WARNING)
+    try:
+        asyncio.run(run(given, seed, root, tally))
+        finished = True
+    finally:
+        well = report(seed, tally, monotonic() - begun, finished=finished)
+        if given.keep and not well:
+            keep(root, given.keep)
+        shutil.rmtree(root, ignore_errors=True)
+    sys.exit(not well)
 
 
 if __name__ == "__main__":

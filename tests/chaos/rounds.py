@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from random import Random
 from time import monotonic
 from uuid import UUID
 
 from tests.chaos.faults.catalog import FAULTS
-from tests.chaos.faults.hitting import NotHit, NotRun
+from tests.chaos.faults.hitting import Fault, NotHit, NotRun
 from tests.chaos.ledger import Findings, NotFresh, held_within, judged
 from tests.chaos.scene import Hangs, Scene
 from tests.e2e.comparison import GROUPINGS
@@ -45,51 +45,57 @@ class Failed(Exception):
 
 
 async def run_round(
-    scene: Scene, names: Sequence[str], number: int, seed: int, tally: Tally, tell: Tell
+    scene: Scene, faults: Sequence[tuple[str, str | None]], name: str, tally: Tally, tell: Tell
 ) -> None:
-    """Each fault once in an order of the seed's.
+    """One fault after another, each with what is killed in the middle of it.
 
     Raises:
         Failed: something does not come back, or differs from the books.
         ExceptionGroup: a client was not answered, or answered wrongly.
     """
-    order = list(names)
-    Random(f"{seed}:{number}").shuffle(order)
-    async with scene.sending(f"{seed}:{number}", _PAUSE):
+    async with scene.sending(name, _PAUSE):
         await _judge(scene, "before the first fault", tally, tell)
-        for name in order:
-            await _strike(scene, name, tally, tell)
+        for fault, beside in faults:
+            await _strike(scene, fault, beside, tally, tell)
         await _judge_all(scene, tally, tell)
 
 
-async def _strike(scene: Scene, name: str, tally: Tally, tell: Tell) -> None:
+async def _strike(scene: Scene, name: str, beside: str | None, tally: Tally, tell: Tell) -> None:
     tally.struck += 1
-    label = f"{tally.struck:>3}. {name}"
+    label = f"{tally.struck:>3}. {name}{f' and {beside}' if beside else ''}"
     begun = monotonic()
     try:
-        evidence = await FAULTS[name](scene)
+        evidence = await _hit([FAULTS[one] for one in (name, beside) if one is not None], scene)
         lasted = monotonic() - begun
         back = await scene.whole()
     except NotRun as why:
         tally.not_run.add(name)
         tell(f"{label}: NOT RUN: {why}")
         return
-    except NotHit as why:
-        tally.failures.append(f"{name}: did not hit")
-        tell(f"{label}: DID NOT HIT: {why}")
-        await scene.whole()
-        return
     except Hangs as hanging:
         tally.failures.append(f"{name}: {hanging}")
         tell(f"{label}: HANGS: {hanging}")
         raise Failed from hanging
-    tell(f"{label}: hit in {lasted:.1f} s: {evidence}; whole {back:.1f} s later")
-    if await _judge(scene, name, tally, tell):
+    hit = not isinstance(evidence, NotHit)
+    verdict = "hit" if hit else "DID NOT HIT"
+    tell(f"{label}: {verdict} in {lasted:.1f} s: {evidence}; whole {back:.1f} s later")
+    await _judge(scene, name, tally, tell)
+    if hit:
         tally.faults.add(name)
+    else:
+        tally.failures.append(f"{name}: did not hit")
 
 
-async def _judge(scene: Scene, name: str, tally: Tally, tell: Tell) -> bool:
-    """Whether everything is as in the books.
+async def _hit(faults: Sequence[Fault], scene: Scene) -> str | NotHit:
+    """What shows that all of them hit, or that one did not."""
+    try:
+        return "; ".join(await asyncio.gather(*(fault(scene) for fault in faults)))
+    except NotHit as why:
+        return why
+
+
+async def _judge(scene: Scene, name: str, tally: Tally, tell: Tell) -> None:
+    """See that everything is as in the books.
 
     Raises:
         Failed: it is not, or does not come to be shown.
@@ -112,7 +118,6 @@ async def _judge(scene: Scene, name: str, tally: Tally, tell: Tell) -> bool:
         tell(f"     - {line}")
     if not found.clean:
         raise Failed
-    return True
 
 
 async def _judge_all(scene: Scene, tally: Tally, tell: Tell) -> None:
@@ -144,7 +149,7 @@ async def _judge_load(scene: Scene, tally: Tally, tell: Tell) -> None:
     )
     if not (repeats and rebatched and refused and conflicts):
         tally.failures.append("the load lacked repeats, other batches, refusals or conflicts")
-    counted = await scene.repeats_counted() - scene.repeats_before
+    counted = await scene.tables.repeats() - scene.repeats_before
     if counted < repeats:
         tally.failures.append(f"of {repeats} repeats only {counted} were counted as such")
 
@@ -152,7 +157,7 @@ async def _judge_load(scene: Scene, tally: Tally, tell: Tell) -> None:
 async def _is_noticed(scene: Scene, harm: str) -> bool:
     """Whether the judge sees it in the tables, where it is undone again."""
     one = scene.clients[0]
-    async with scene.connected() as connection:
+    async with scene.tables.connected() as connection:
         undone = connection.transaction()
         await undone.start()
         await connection.execute(HARMS[harm], UUID(one.who.org_id))

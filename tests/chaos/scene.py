@@ -13,7 +13,6 @@ from random import Random
 from shutil import which
 from time import monotonic
 
-import asyncpg
 import httpx
 import redis.asyncio as redis
 
@@ -23,7 +22,7 @@ from fleet.layout.supervisor import Remote
 from fleet.ports import free_port
 from fleet.process import Platform
 from tests.chaos.books import Books
-from tests.chaos.brokers import COUNT, TOPIC, Cluster, cluster
+from tests.chaos.brokers import COUNT, Cluster, cluster
 from tests.chaos.disk import Disk, mounted
 from tests.chaos.ledger import (
     Findings,
@@ -36,6 +35,7 @@ from tests.chaos.ledger import (
 from tests.chaos.link import HOST, Link
 from tests.chaos.load import Source
 from tests.chaos.sending import Gate, Stream, client
+from tests.chaos.tables import Tables
 from tests.common.waiting import eventually
 from tests.e2e.comparison import differences
 from tests.e2e.own import START_PATIENCE
@@ -46,7 +46,6 @@ INGEST = ("usage_tracker-serve-1", "usage_tracker-serve-2")
 WORKERS = ("usage_tracker-work-1", "usage_tracker-work-2")
 # Seconds in which everything has to come back by itself.
 PATIENCE = 90.0
-PARTS = 4
 _ORGS, _STREAMS = 3, 2
 _ASK_SECONDS = 3.0
 _LOOK_EVERY = 0.2
@@ -74,6 +73,7 @@ class Scene:
     database: Link
     edge: Link
     disks: dict[str, Disk]
+    tables: Tables
     rng: Random
     gate: Gate = field(default_factory=Gate)
     clients: list[Client] = field(default_factory=list)
@@ -98,59 +98,11 @@ class Scene:
     async def under_load(self, seconds: float = 0.5) -> None:
         """Returns at a random moment while events are acknowledged."""
         before = self.acknowledged
-        await eventually(lambda: self.acknowledged > before, PATIENCE)
-        await asyncio.sleep(self.rng.uniform(0.05, seconds))
-
-    @asynccontextmanager
-    async def connected(self, patience: float = 10.0) -> AsyncIterator[asyncpg.Connection]:
-        """To usage_tracker's database, as the superuser, beside every link."""
-        url = self.platform.run()["database_url"]
-        connection = await asyncpg.connect(
-            url, database="usage_tracker", timeout=patience, command_timeout=60
-        )
         try:
-            yield connection
-        finally:
-            connection.terminate()
-
-    async def stored(self) -> int:
-        """Raw rows of the round's organizations."""
-        ids = [one.who.org_id for one in self.clients]
-        async with self.connected() as connection:
-            count: int = await connection.fetchval(
-                "SELECT count(*) FROM events WHERE org_id = ANY ($1::text[]::uuid[])", ids
-            )
-        return count
-
-    async def owners(self) -> dict[int, tuple[str, int]]:
-        """By partition of usage.events: who works on it now, and its epoch."""
-        async with self.connected() as connection:
-            rows = await connection.fetch(
-                "SELECT part, owner, epoch FROM offsets WHERE topic = $1 AND lease_until > now()",
-                TOPIC,
-            )
-        return {row["part"]: (row["owner"], row["epoch"]) for row in rows}
-
-    async def epochs(self) -> int:
-        """The sum of the epochs of usage.events: how often its partitions were taken."""
-        async with self.connected() as connection:
-            total: int = await connection.fetchval(
-                "SELECT sum(epoch)::bigint FROM offsets WHERE topic = $1", TOPIC
-            )
-        return total
-
-    async def shared(self, workers: int) -> bool:
-        """Whether all partitions are worked on, by so many workers."""
-        owners = await self.owners()
-        return len(owners) == PARTS and len({owner for owner, _ in owners.values()}) == workers
-
-    async def repeats_counted(self) -> int:
-        """Repeats and conflicts as the platform has counted them, of all organizations."""
-        async with self.connected() as connection:
-            total: int = await connection.fetchval(
-                "SELECT coalesce(sum(duplicates + conflicts), 0)::bigint FROM parts"
-            )
-        return total
+            await eventually(lambda: self.acknowledged > before, PATIENCE)
+        except TimeoutError:
+            raise Hangs(f"after {PATIENCE:.0f} s: nothing is acknowledged") from None
+        await asyncio.sleep(self.rng.uniform(0.05, seconds))
 
     async def whole(self) -> float:
         """Returns once everything works again by itself; the seconds that took.
@@ -196,9 +148,9 @@ class Scene:
         return f"not ready: {', '.join(away)}" if away else ""
 
     async def _unshared(self) -> str:
-        if await self.shared(len(WORKERS)):
+        if await self.tables.shared(len(WORKERS)):
             return ""
-        return f"partitions are worked on as {await self.owners()}"
+        return f"partitions are worked on as {await self.tables.owners()}"
 
     async def _brokers_out_of_step(self) -> str:
         return "" if await self.brokers.in_step() else "brokers are not in step"
@@ -222,7 +174,7 @@ class Scene:
         async with self.gate.shut():
             for one in self.clients:
                 await fresh(one.http, [one.books], PATIENCE)
-                async with self.connected() as connection:
+                async with self.tables.connected() as connection:
                     there = await held(connection, one.who.org_id)
                 found.add(await asyncio.to_thread(judged, there, one.books))
                 answers = await asyncio.to_thread(judged_answers, one.who.client, one.books, there)
@@ -233,7 +185,7 @@ class Scene:
         """All that analytics answers about an organization; nothing may be under way."""
         books = one.books
         await fresh(one.http, [books], PATIENCE)
-        async with self.connected() as connection:
+        async with self.tables.connected() as connection:
             there = await held(connection, one.who.org_id)
         oracle = books.oracle_of(counting(there, books))
         found = await asyncio.to_thread(differences, one.who.client, one.who.org_id, oracle)
@@ -248,7 +200,7 @@ class Scene:
         """
         async with AsyncExitStack() as stack:
             self.clients = []
-            self.repeats_before = await self.repeats_counted()
+            self.repeats_before = await self.tables.repeats()
             streams: list[Stream] = []
             for number in range(_ORGS):
                 who = await asyncio.to_thread(tenant, self.platform.address)
@@ -291,7 +243,7 @@ async def scene(root: Path, rng: Random, tell: Callable[[str], None]) -> AsyncIt
         platform.start()
         seconds = await asyncio.to_thread(platform.wait_until_ready, START_PATIENCE)
         tell(f"the platform is ready after {seconds:.0f} s")
-        yield Scene(platform, brokers, database, edge, disks, rng)
+        yield Scene(platform, brokers, database, edge, disks, Tables(platform), rng)
 
 
 def _cluster_on(disk: Disk, data: Path) -> None:

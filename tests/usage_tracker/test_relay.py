@@ -126,7 +126,9 @@ async def test_a_stop_does_not_wait_for_a_backlog_and_leaves_its_watermark_unsen
     assert not any(b"watermarks\x81" in value for value in bus.values)
 
 
-async def test_a_clock_that_is_set_back_does_not_stop_watermarks_from_being_sent_and_noted() -> None:
+async def test_a_clock_that_is_set_back_does_not_stop_watermarks_from_being_sent_and_noted() -> (
+    None
+):
     bus, store = Taking(), Noting()
     clock = ManualClock(datetime(2026, 11, 21, tzinfo=UTC))
     relay = relay_of(bus, store, RecentDeltas(), clock)

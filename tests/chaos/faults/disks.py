@@ -44,7 +44,7 @@ async def fill_postgres(scene: Scene) -> str:
 async def _need_space(scene: Scene) -> None:
     """Ended as soon as the server is."""
     with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-        async with scene.connected() as connection:
+        async with scene.tables.connected() as connection:
             for _ in range(10):
                 await connection.execute("SELECT pg_switch_wal()")
                 await connection.execute("SELECT pg_logical_emit_message(true, 'full', 'disk')")

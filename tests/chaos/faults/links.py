@@ -73,16 +73,16 @@ async def cut_worker_from_kafka(scene: Scene) -> str:
 async def lose_answers(scene: Scene) -> str:
     """Requests arrive, and their answers do not: what goes again is there already."""
     await scene.under_load()
-    repeats, eaten = await scene.repeats_counted(), scene.edge.eaten
+    repeats, eaten = await scene.tables.repeats(), scene.edge.eaten
     await scene.edge.eat()
     try:
         await until(lambda: scene.edge.eaten >= eaten + _ANSWERS, "answers are there to be lost")
     finally:
         scene.edge.mend()
     await until(lambda: _counts_more(scene, repeats), "the ledger counts the repeats as such")
-    more = await scene.repeats_counted() - repeats
+    more = await scene.tables.repeats() - repeats
     return f"{scene.edge.eaten - eaten} answers were lost, {more} repeats were counted as such"
 
 
 async def _counts_more(scene: Scene, than: int) -> bool:
-    return await scene.repeats_counted() > than
+    return await scene.tables.repeats() > than

@@ -38,62 +38,48 @@ async def pause_ingest(scene: Scene) -> str:
 
 
 async def kill_worker(scene: Scene) -> str:
-    epochs = await scene.epochs()
+    epochs = await scene.tables.epochs()
     await scene.under_load()
     told = await killed(scene, [scene.rng.choice(WORKERS)])
     await until(lambda: _advanced(scene, epochs + 1), "its partitions are taken")
-    return f"{told}, {await scene.epochs() - epochs} epochs began"
+    return f"{told}, {await scene.tables.epochs() - epochs} epochs began"
 
 
 async def _advanced(scene: Scene, epochs: int) -> bool:
-    return await scene.epochs() >= epochs
+    return await scene.tables.epochs() >= epochs
 
 
 async def pause_worker(scene: Scene) -> str:
     """Past its lease: others take its partitions, and it wakes as a zombie."""
     name = scene.rng.choice(WORKERS)
     pid = await scene.pid(name)
-    epochs = await scene.epochs()
+    epochs = await scene.tables.epochs()
     await scene.under_load()
     batch = "no batch in hand"
     for _ in range(_MID_BATCH_TRIES):
         os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(0.15)
-        if await _has_a_batch(scene):
+        if await scene.tables.a_batch_waits():
             batch = "a batch in hand that it could still commit"
             break
         os.kill(pid, signal.SIGCONT)
         await asyncio.sleep(scene.rng.uniform(0.0, 0.1))
     async with stopped([pid]) as state:
-        await until(lambda: scene.shared(1), "another worker takes all partitions")
-        taken = await scene.epochs() - epochs
+        await until(lambda: scene.tables.shared(1), "another worker takes all partitions")
+        taken = await scene.tables.epochs() - epochs
     return shown(taken > 0, f"{state} with {batch}, {taken} epochs began, then it woke")
-
-
-async def _has_a_batch(scene: Scene) -> bool:
-    async with scene.connected() as connection:
-        found: bool = await connection.fetchval(
-            """
-            SELECT EXISTS (
-                SELECT FROM pg_stat_activity
-                WHERE datname = current_database() AND state = 'idle in transaction'
-                    AND state_change < now() - interval '0.1 s' AND query LIKE 'COPY %events%'
-            )
-            """
-        )
-    return found
 
 
 async def rebalance_storm(scene: Scene) -> str:
     """Workers go in order, one upon the other: each is called back before its twin has all."""
-    epochs = await scene.epochs()
+    epochs = await scene.tables.epochs()
     for turn in range(_TURNS):
-        name, before = WORKERS[turn % 2], await scene.epochs()
+        name, before = WORKERS[turn % 2], await scene.tables.epochs()
         await asyncio.to_thread(scene.platform.hold, name)
         await asyncio.to_thread(scene.platform.release, name)
         await until(partial(_advanced, scene, before + 1), "its twin takes partitions")
-    await until(lambda: scene.shared(2), "both workers have their share")
-    begun = await scene.epochs() - epochs
+    await until(lambda: scene.tables.shared(2), "both workers have their share")
+    begun = await scene.tables.epochs() - epochs
     return shown(
         begun >= _ENOUGH_EPOCHS, f"{_TURNS} times a worker went and came, {begun} epochs began"
     )

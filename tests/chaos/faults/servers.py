@@ -64,7 +64,7 @@ async def kill_postgres(scene: Scene) -> str:
 
 async def pause_postgres(scene: Scene) -> str:
     await scene.under_load()
-    before = await scene.stored()
+    before = await scene.tables.stored([one.who.org_id for one in scene.clients])
     async with stopped([await scene.pid("postgres")]) as state:
         acknowledged = scene.acknowledged
         await asyncio.sleep(_PAUSE)
@@ -77,7 +77,7 @@ async def pause_postgres(scene: Scene) -> str:
 
 async def _answers(scene: Scene) -> bool:
     try:
-        async with scene.connected(patience=1.0) as connection:
+        async with scene.tables.connected(patience=1.0) as connection:
             return bool(await connection.fetchval("SELECT true", timeout=1.0))
     except (TimeoutError, OSError, asyncpg.PostgresError):
         return False
