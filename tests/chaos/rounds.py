@@ -11,8 +11,7 @@ from uuid import UUID
 from tests.chaos.faults.catalog import FAULTS
 from tests.chaos.faults.hitting import Fault, NotHit, NotRun
 from tests.chaos.ledger import Findings, NotFresh, held_within, judged
-from tests.chaos.scene import Hangs, Scene
-from tests.e2e.comparison import GROUPINGS
+from tests.chaos.scene import GROUPINGS, Hangs, Scene
 from tests.e2e.harms import HARMS
 
 _PAUSE = 0.12

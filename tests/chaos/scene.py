@@ -37,7 +37,7 @@ from tests.chaos.load import Source
 from tests.chaos.sending import Gate, Stream, client
 from tests.chaos.tables import Tables
 from tests.common.waiting import eventually
-from tests.e2e.comparison import differences
+from tests.e2e.comparison import Grouping, differences
 from tests.e2e.own import START_PATIENCE
 from tests.e2e.processes import pid_of
 from tests.e2e.tenant import Tenant, tenant
@@ -48,6 +48,14 @@ WORKERS = ("usage_tracker-work-1", "usage_tracker-work-2")
 PATIENCE = 90.0
 _ORGS, _STREAMS = 3, 2
 _ASK_SECONDS = 3.0
+# What analytics is asked for at the end of a round: each dimension in one of them.
+GROUPINGS: tuple[Grouping, ...] = (
+    ("minute", ()),
+    ("hour", ("model", "provider")),
+    ("day", ("project_id", "user_id", "status")),
+    ("all", ("team_id", "api_key_id", "event_type")),
+    ("month", ("mcp_server", "tool")),
+)
 _LOOK_EVERY = 0.2
 
 
@@ -188,7 +196,9 @@ class Scene:
         async with self.tables.connected() as connection:
             there = await held(connection, one.who.org_id)
         oracle = books.oracle_of(counting(there, books))
-        found = await asyncio.to_thread(differences, one.who.client, one.who.org_id, oracle)
+        found = await asyncio.to_thread(
+            differences, one.who.client, one.who.org_id, oracle, GROUPINGS
+        )
         return Findings(others=found)
 
     @asynccontextmanager
