@@ -8,6 +8,7 @@ import json
 import logging
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -102,6 +103,8 @@ def main() -> None:
     seed = secrets.randbelow(10**6) if given.seed is None else given.seed
     tell(f"chaos, seed {seed}")
     tally, begun, finished = Tally(), monotonic(), False
+    # Else brokers, a platform and mounts would stay behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     root = Path(tempfile.mkdtemp(prefix="mindweave-"))
     # What libraries and the watch of the brokers say is no part of the verdict.
     logging.basicConfig(filename=root / "harness.log", level=logging.WARNING)
