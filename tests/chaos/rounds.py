@@ -63,6 +63,7 @@ async def _strike(scene: Scene, name: str, beside: str | None, tally: Tally, tel
     tally.struck += 1
     label = f"{tally.struck:>3}. {name}{f' and {beside}' if beside else ''}"
     begun = monotonic()
+    scene.gate.listen()
     try:
         evidence = await _hit([FAULTS[one] for one in (name, beside) if one is not None], scene)
         lasted = monotonic() - begun
@@ -77,7 +78,11 @@ async def _strike(scene: Scene, name: str, beside: str | None, tally: Tally, tel
         raise Failed from hanging
     hit = not isinstance(evidence, NotHit)
     verdict = "hit" if hit else "DID NOT HIT"
-    tell(f"{label}: {verdict} in {lasted:.1f} s: {evidence}; whole {back:.1f} s later")
+    silence = scene.gate.silence
+    tell(
+        f"{label}: {verdict} in {lasted:.1f} s: {evidence}; {back};"
+        f" no answer to anybody for {silence:.1f} s at most"
+    )
     await _judge(scene, name, tally, tell)
     if hit:
         tally.faults.add(name)

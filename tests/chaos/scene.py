@@ -112,20 +112,21 @@ class Scene:
             raise Hangs(f"after {PATIENCE:.0f} s: nothing is acknowledged") from None
         await asyncio.sleep(self.rng.uniform(0.05, seconds))
 
-    async def whole(self) -> float:
-        """Returns once everything works again by itself; the seconds that took.
+    async def whole(self) -> str:
+        """Returns once everything works again by itself: how long that took, and for what.
 
         Raises:
             Hangs: something does not.
         """
-        begun = monotonic()
+        begun, last = monotonic(), ""
         missing = await self.missing()
         while missing:
+            last = f" for {'; '.join(missing)}"
             if monotonic() > begun + PATIENCE:
                 raise Hangs(f"after {PATIENCE:.0f} s: {'; '.join(missing)}")
             await asyncio.sleep(_LOOK_EVERY)
             missing = await self.missing()
-        return monotonic() - begun
+        return f"whole {monotonic() - begun:.1f} s later{last}"
 
     async def missing(self) -> list[str]:
         """What does not work now."""

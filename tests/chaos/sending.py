@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from random import Random
@@ -30,9 +30,15 @@ class NoAnswer(Exception):
 
 
 class Gate:
-    """Through which every request goes; while it is shut nothing is under way."""
+    """Through which every request goes; while it is shut nothing is under way.
+
+    Attributes:
+        silence: the longest time, in seconds, in which nobody was answered since ``listen``.
+    """
 
     def __init__(self) -> None:
+        self.silence = 0.0
+        self._heard_at = monotonic()
         self._open = asyncio.Event()
         self._open.set()
         self._inside = 0
@@ -50,6 +56,15 @@ class Gate:
             self._inside -= 1
             if not self._inside:
                 self._empty.set()
+
+    def listen(self) -> None:
+        """Begin to measure silence."""
+        self.silence, self._heard_at = 0.0, monotonic()
+
+    def hear(self) -> None:
+        """A request has been answered."""
+        now = monotonic()
+        self.silence, self._heard_at = max(self.silence, now - self._heard_at), now
 
     @asynccontextmanager
     async def shut(self) -> AsyncIterator[None]:
@@ -96,10 +111,10 @@ class Stream:
         """
         while True:
             async with gate.passing():
-                await self.deliver(self._next())
+                await self.deliver(self._next(), gate.hear)
             await asyncio.sleep(pause)
 
-    async def deliver(self, batch: list[Event]) -> None:
+    async def deliver(self, batch: list[Event], hear: Callable[[], None]) -> None:
         """Send a batch until each of its events is answered, and now and then once more."""
         deadline = monotonic() + self._patience
         waiting, pause = [batch], 0.05
@@ -107,6 +122,7 @@ class Stream:
             if monotonic() > deadline:
                 raise NoAnswer(f"no acknowledgement in {self._patience:.0f} s")
             if await self._send(waiting[0]):
+                hear()
                 pause = 0.05
                 del waiting[0]
             else:
@@ -115,7 +131,7 @@ class Stream:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 waiting = self._changed(waiting)
         if self._rng.random() < _REPEATED:
-            await self.deliver(list(batch))
+            await self.deliver(list(batch), hear)
         self._remember(batch)
 
     async def _send(self, batch: Sequence[Event]) -> bool:
