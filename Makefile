@@ -56,8 +56,8 @@ proto: setup ## make the stubs, the descriptor set and docs/api from the protos
 e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a running platform)
 	@$(RUN) pytest -m e2e
 
-chaos: setup ## faults under load, then one line of JSON (SEED; ROUNDS or MINUTES: not only a short round)
-	@$(RUN) python -m tests.chaos $(if $(SEED),--seed $(SEED)) \
+chaos: setup ## faults under load, then one line of JSON (SEED, BROKER; ROUNDS or MINUTES: more than a short round)
+	@$(RUN) python -m tests.chaos --broker $(BROKER) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 
 bench: setup ## the benchmarks; each ends with one line of JSON

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from time import monotonic
 
+from fleet.surroundings import BROKERS, KAFKA
 from tests.chaos.books import WrongAnswer
 from tests.chaos.faults.catalog import FAULTS, beside, short_round, whole_round
 from tests.chaos.rounds import Failed, Tally, run_round
@@ -26,6 +27,7 @@ from tests.chaos.sending import NoAnswer
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="of load and order; else a new one")
+    parser.add_argument("--broker", choices=BROKERS, default=KAFKA)
     parser.add_argument("--rounds", type=int, help="so many with every fault; else a short one")
     parser.add_argument("--minutes", type=float, help="such rounds, for so long at least")
     parser.add_argument("--only", action="append", choices=FAULTS, help="this fault; repeatable")
@@ -40,7 +42,7 @@ def tell(line: str) -> None:
 async def run(given: argparse.Namespace, seed: int, root: Path, tally: Tally) -> None:
     """The rounds; what went wrong is in the tally."""
     rounds, seconds = given.rounds or 1, 60 * (given.minutes or 0.0)
-    async with scene(root, Random(seed), tell) as found:
+    async with scene(root, given.broker, Random(seed), tell) as found:
         begun, number = monotonic(), 0
         while tally.clean and (number < rounds or monotonic() - begun < seconds):
             number += 1
@@ -53,8 +55,8 @@ async def run(given: argparse.Namespace, seed: int, root: Path, tally: Tally) ->
 def faults_of(given: argparse.Namespace, number: int, rng: Random) -> list[tuple[str, str | None]]:
     """Of a round; from the second one on others are killed in the middle of them."""
     short = given.rounds is None and given.minutes is None
-    names = given.only or (short_round(rng) if short else whole_round(rng))
-    return [(name, beside(name, rng) if number > 1 else None) for name in names]
+    names = given.only or (short_round if short else whole_round)(given.broker, rng)
+    return [(name, beside(name, given.broker, rng) if number > 1 else None) for name in names]
 
 
 async def one_round(

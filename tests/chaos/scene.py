@@ -21,6 +21,7 @@ from fleet.embedded.folder import DataFolder
 from fleet.layout.supervisor import Remote
 from fleet.ports import free_port
 from fleet.process import Platform
+from fleet.surroundings import KAFKA
 from tests.chaos.books import Books
 from tests.chaos.brokers import COUNT, Cluster, cluster
 from tests.chaos.disk import Disk, mounted
@@ -232,24 +233,44 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(root: Path, rng: Random, tell: Callable[[str], None]) -> AsyncIterator[Scene]:
-    """All of it in ``root``, which is empty; nothing of it outlives the block."""
+async def scene(
+    root: Path, broker: str, rng: Random, tell: Callable[[str], None]
+) -> AsyncIterator[Scene]:
+    """All of it in ``root``, which is empty; nothing of it outlives the block.
+
+    Args:
+        root: a folder.
+        broker: one of ``fleet.surroundings.BROKERS``.
+        rng: rolls the dice of the faults.
+        tell: is given lines.
+    """
     async with AsyncExitStack() as stack:
         disks = {
             name: stack.enter_context(mounted(root / f"disk-{name}"))
-            for name in ("postgres", "kafka")
+            for name in ("postgres", "broker")
         }
-        folders = [root / f"broker-{n}" for n in range(1, COUNT)] + [disks["kafka"].folder / "b"]
-        for folder in folders:
-            folder.mkdir()
-        brokers = await stack.enter_async_context(cluster(folders))
-        tell(f"{COUNT} brokers at {brokers.addresses}")
-        data = root / "data"
+        data, last = root / "data", disks["broker"].folder / "broker"
+        last.mkdir()
         await asyncio.to_thread(_cluster_on, disks["postgres"], data)
+        brokers = Cluster((), ())
+        if broker == KAFKA:
+            folders = [root / f"broker-{n}" for n in range(1, COUNT)]
+            for folder in folders:
+                folder.mkdir()
+            brokers = await stack.enter_async_context(cluster([*folders, last]))
+            tell(f"{COUNT} brokers at {brokers.addresses}")
+        else:
+            (data / "broker").symlink_to(last)
         database = await stack.enter_async_context(Link(free_port(), data / ".s.PGSQL.5432"))
         listen = free_port()
         edge = await stack.enter_async_context(Link(free_port(), (HOST, listen)))
-        platform = Platform(data, f"{HOST}:{listen}", _environment(brokers, database), layout="up")
+        platform = Platform(
+            data,
+            f"{HOST}:{listen}",
+            _environment(brokers, database),
+            layout="up",
+            options=("--broker", broker),
+        )
         stack.callback(_end, platform)
         platform.start()
         seconds = await asyncio.to_thread(platform.wait_until_ready, START_PATIENCE)
@@ -274,10 +295,12 @@ def _cluster_on(disk: Disk, data: Path) -> None:
 def _environment(brokers: Cluster, database: Link) -> dict[str, str]:
     secret = secrets.token_hex(32)
     password = db_password(load_settings(secret=secret), "usage_tracker")
-    return {
-        "MINDWEAVE_SECRET": secret,
+    kafka = {
         "KAFKA_BROKERS": brokers.addresses,
         "MINDWEAVE_KAFKA_REPLICATION": str(COUNT),
+    }
+    return (kafka if brokers.brokers else {}) | {
+        "MINDWEAVE_SECRET": secret,
         "DATABASE_URL_USAGE_TRACKER": f"postgresql://usage_tracker:{password}"
         f"@{database.address}/usage_tracker",
         "MINDWEAVE_DRAIN_DELAY": "0.5",

@@ -50,12 +50,24 @@ async def _need_space(scene: Scene) -> None:
                 await connection.execute("SELECT pg_logical_emit_message(true, 'full', 'disk')")
 
 
+async def fill_valkey(scene: Scene) -> str:
+    """Where it carries the events: it ends rather than take what it cannot keep."""
+    pid = await scene.pid("broker")
+    await scene.under_load()
+    async with _full(scene.disks["broker"]) as said:
+        retries = scene.retries
+        await until(lambda: scene.retries > retries + 5, "events are not taken any more")
+        await asyncio.sleep(_FULL)
+        ended = await scene.pid("broker") != pid
+    return f"{said}: {'it ended' if ended else 'it took nothing'}, requests went again"
+
+
 async def fill_broker(scene: Scene) -> str:
     broker = COUNT - 1
     pid = scene.brokers.pid(broker)
     log = Log(scene.brokers.brokers[broker].folder.parent / "kafka.log")
     await scene.under_load()
-    async with _full(scene.disks["kafka"]) as said:
+    async with _full(scene.disks["broker"]) as said:
         await until(
             lambda: log.has(*_FAULTS) or scene.brokers.pid(broker) != pid,
             "the broker notices that its disk is full",

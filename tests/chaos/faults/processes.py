@@ -9,7 +9,6 @@ from functools import partial
 
 import psutil
 
-from tests.chaos.brokers import COUNT
 from tests.chaos.faults.hitting import killed, replaced, shown, stopped, until
 from tests.chaos.scene import INGEST, WORKERS, Scene
 from tests.e2e.own import START_PATIENCE
@@ -89,7 +88,7 @@ async def kill_everything(scene: Scene) -> str:
     """The whole platform with its servers, and all brokers; then it is started again."""
     await scene.under_load()
     family = await asyncio.to_thread(scene.platform.processes)
-    brokers = {str(n): scene.brokers.pid(n) for n in range(COUNT)}
+    brokers = {str(n): scene.brokers.pid(n) for n in range(len(scene.brokers.brokers))}
 
     async def broker_now(number: str) -> int:
         return await asyncio.to_thread(scene.brokers.pid, int(number))
@@ -99,5 +98,5 @@ async def kill_everything(scene: Scene) -> str:
     await replaced(brokers, broker_now)
     await asyncio.to_thread(scene.platform.start)
     await asyncio.to_thread(scene.platform.wait_until_ready, START_PATIENCE)
-    told = f"{len(gone)} of {len(family)} processes and {COUNT} brokers were killed"
+    told = f"{len(gone)} of {len(family)} processes and {len(brokers)} brokers were killed"
     return shown(len(gone) == len(family), f"{told}, and the platform was started again")

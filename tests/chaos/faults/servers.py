@@ -13,6 +13,8 @@ from tests.chaos.faults.hitting import killed, replaced, shown, stopped, until
 from tests.chaos.scene import Scene
 
 _PAUSE = 3.0
+# What may have been on its way already.
+_FEW = 500
 
 
 async def _kill_brokers(scene: Scene, numbers: Sequence[int]) -> str:
@@ -86,6 +88,20 @@ async def _answers(scene: Scene) -> bool:
 async def kill_valkey(scene: Scene) -> str:
     await scene.under_load()
     return await killed(scene, ["cache"])
+
+
+async def kill_streams(scene: Scene) -> str:
+    await scene.under_load()
+    return await killed(scene, ["broker"])
+
+
+async def pause_streams(scene: Scene) -> str:
+    await scene.under_load()
+    async with stopped([await scene.pid("broker")]) as state:
+        before = scene.acknowledged
+        await asyncio.sleep(_PAUSE)
+        more = scene.acknowledged - before
+    return shown(more < _FEW, f"{state}, {more} events acknowledged meanwhile")
 
 
 async def pause_valkey(scene: Scene) -> str:
