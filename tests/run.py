@@ -1,4 +1,4 @@
-"""The small kinds of tests, their coverage, the end-to-end tests, then one line of counts."""
+"""The small kinds of tests, their coverage, the end-to-end tests, faults, one line of counts."""
 
 from __future__ import annotations
 
@@ -96,6 +96,17 @@ def run_apart() -> int:
     return count
 
 
+def run_chaos() -> None:
+    """A short round of faults, which prints its seed.
+
+    Raises:
+        SystemExit: something was lost, doubled or off, did not come back, or was not hit.
+    """
+    print("── chaos", flush=True)
+    if not run("tests.chaos"):
+        raise SystemExit("the platform is not exact under faults")
+
+
 def check_coverage() -> None:
     """Fail where fewer lines ran than the bar asks.
 
@@ -117,8 +128,9 @@ def main() -> None:
     check_coverage()
     counts["e2e"] = passed("e2e", "pytest", "-m", "e2e")
     apart = run_apart()
+    run_chaos()
     told = [f"{kind} {count}" for kind, count in counts.items()]
-    print(f"tests passed: {', '.join(told)} (all), {apart} (up on kafka)")
+    print(f"tests passed: {', '.join(told)} (all), {apart} (up on kafka); exact under faults")
 
 
 if __name__ == "__main__":

@@ -136,8 +136,8 @@ class Oracle:
         wanted = tuple(group_by)
         found: dict[Key, Measures] = defaultdict(Measures)
         for event in self.events.values():
-            labels = self._labels(event)
-            key = (self._unit(event, granularity), *(labels[d] for d in wanted))
+            labels = self.labels(event)
+            key = (self.unit(event, granularity), *(labels[d] for d in wanted))
             self._add(found[key], event)
         return dict(found)
 
@@ -145,7 +145,8 @@ class Oracle:
         """Measures of everything."""
         return self.rows("all").get((None,), Measures())
 
-    def _labels(self, event: Mapping[str, Any]) -> dict[str, str | None]:
+    def labels(self, event: Mapping[str, Any]) -> dict[str, str | None]:
+        """The value of each dimension that an event is counted under."""
         labels = {name: event.get(name) for name in DIMENSIONS}
         labels["status"] = event.get("status", "ok")
         labels["api_key_id"] = self._key
@@ -153,7 +154,8 @@ class Oracle:
             labels["user_id"] = str(uuid5(self._org, labels["user_id"]))
         return labels
 
-    def _unit(self, event: Mapping[str, Any], granularity: str) -> str | None:
+    def unit(self, event: Mapping[str, Any], granularity: str) -> str | None:
+        """The start of the unit that an event is counted in; None where that is all of time."""
         at = datetime.fromisoformat(event["timestamp"]).astimezone(UTC)
         cut = {
             "minute": at.replace(second=0, microsecond=0),

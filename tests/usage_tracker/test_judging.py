@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.clock import ManualClock
 from services.usage_tracker.domain.events import Rejection, read_one
 from services.usage_tracker.domain.judging import (
     MAX_METADATA_BYTES,
@@ -41,6 +42,7 @@ def judged(
     orgs: dict[UUID, bool] | None = None,
     *,
     bound: UUID | None = None,
+    now: datetime = NOW,
     **options: Any,
 ) -> Row | Rejection:
     tenancy = Tenancy(
@@ -51,7 +53,7 @@ def judged(
     found = read_one(json.dumps(event).encode())
     if isinstance(found, Rejection):
         return found
-    return Judge(tenancy, NOW, timedelta(days=7), **options).judge(found)
+    return Judge(tenancy, now, timedelta(days=7), **options).judge(found)
 
 
 def row(event: dict[str, Any], orgs: dict[UUID, bool] | None = None, **options: Any) -> Row:
@@ -122,6 +124,29 @@ def test_the_age_of_an_event_is_bounded_on_both_sides() -> None:
     assert row(at(-timedelta(minutes=5)))
     assert refusal({**EVENT, "timestamp": "0001-01-01T00:00:00+14:00"})[0] == "too_old"
     assert refusal({**EVENT, "timestamp": "9999-12-31T23:59:59-14:00"})[0] == "in_future"
+
+
+@pytest.mark.parametrize(
+    ("edge", "code"),
+    [(timedelta(days=7), "too_old"), (-timedelta(minutes=5), "in_future")],
+)
+def test_around_a_jump_of_the_clock_an_event_is_judged_by_the_time_that_it_tells(
+    edge: timedelta, code: str
+) -> None:
+    clock = ManualClock(NOW)
+    event = {**EVENT, "timestamp": NOW.isoformat()}
+    before = judged(event, now=clock.now())
+
+    clock.advance(edge)
+    assert judged(event, now=clock.now()) == before
+    clock.advance(edge / 1_000_000)
+    assert refusal(event, now=clock.now()) == (code, "timestamp")
+    clock.advance(30 * edge)
+    assert refusal(event, now=clock.now()) == (code, "timestamp")
+    clock.advance(NOW - clock.now())
+    # The digest is part of the row: what comes again then is a repeat.
+    assert judged(event, now=clock.now()) == before
+    assert isinstance(before, Row)
 
 
 def test_a_time_with_an_offset_is_the_same_moment() -> None:

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
-from common.clock import SystemClock
+from common.clock import Clock, ManualClock, SystemClock
 from common.columns import Column
 from common.events.bus import Bus, Outgoing
 from common.events.envelope import unpack
@@ -73,6 +73,17 @@ class Empty(Backlog):
         self.last = seq
 
 
+class Noting(Empty):
+    """Counts how often watermarks are noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted = 0
+
+    async def note_watermarks(self, watermarks: Mapping[int, datetime]) -> None:
+        self.noted += 1
+
+
 class Taking:
     """A bus that takes everything."""
 
@@ -94,13 +105,15 @@ class CaughtUp:
         return datetime(2026, 11, 21, tzinfo=UTC)
 
 
-def relay_of(bus: Taking, store: Backlog, recent: RecentDeltas) -> WindowsRelay:
+def relay_of(
+    bus: Taking, store: Backlog, recent: RecentDeltas, clock: Clock | None = None
+) -> WindowsRelay:
     return WindowsRelay(
         bus=cast(Bus, bus),
         store=cast(UsageStore, store),
         blocks=cast(BlockStore, store),
         progress=CaughtUp(),
-        clock=SystemClock(),
+        clock=clock or SystemClock(),
         telemetry=silent_telemetry(),
         partitions=2,
         skew=timedelta(),
@@ -117,6 +130,22 @@ async def test_a_stop_does_not_wait_for_a_backlog_and_leaves_its_watermark_unsen
     async with asyncio.timeout(5):
         await relay.stop()
     assert not any(b"watermarks\x81" in value for value in bus.values)
+
+
+async def test_a_clock_that_is_set_back_does_not_stop_watermarks_from_being_sent_and_noted() -> (
+    None
+):
+    bus, store = Taking(), Noting()
+    clock = ManualClock(datetime(2026, 11, 21, tzinfo=UTC))
+    relay = relay_of(bus, store, RecentDeltas(), clock)
+    await relay.step()
+    sent = len(bus.values)
+
+    await relay.step()
+    assert (len(bus.values), store.noted) == (sent, 1)
+    clock.advance(-timedelta(hours=1))
+    await relay.step()
+    assert (len(bus.values), store.noted) == (2 * sent, 2)
 
 
 async def test_what_many_commits_left_goes_as_one_record_to_each_partition(

@@ -145,11 +145,45 @@ async def test_an_order_to_reprice_goes_with_the_last_raw_events_it_may_have_bee
 
 
 async def test_a_watermark_never_goes_back(store: UsageStore) -> None:
-    await store.note_watermarks({0: NOW})
-    await store.note_watermarks({0: NOW - timedelta(hours=1)})
+    day = datetime(2024, 2, 1, tzinfo=UTC)
+    await store.note_watermarks({0: day})
+    await store.note_watermarks({0: day - timedelta(hours=1)})
 
-    assert await store.least_watermark(1) == NOW
+    assert await store.least_watermark(1) == day
     assert await store.least_watermark(2) is None
+
+
+async def test_a_worker_whose_clock_is_ahead_drops_nothing_before_its_time(
+    db: Database, store: UsageStore, count: Count, arrived: MakeArrived
+) -> None:
+    now = datetime.now(UTC)
+    event = arrived(received_at=now, at=now)
+    await count(event)
+    ahead = ManualClock(now + timedelta(days=30))
+    forgetting = Forgetting(store, ahead, layouts=layouts_of(1), raw=RAW, ids=IDS)
+
+    await store.note_watermarks({0: ahead.now()})
+    await forgetting.step()
+    await count(event)
+
+    async with db.session() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM events") == 1
+        assert await connection.fetchval("SELECT duplicates FROM parts") == 1
+
+
+@pytest.mark.parametrize("days", [-3, 3, 40])
+async def test_a_repeat_after_the_clock_of_ingest_jumped_counts_nothing(
+    db: Database, count: Count, arrived: MakeArrived, days: int
+) -> None:
+    jumped = NOW + timedelta(days=days)
+    event, other = arrived(received_at=jumped), arrived()
+    await count(event)
+    await count(event._replace(received_at=other.received_at), other)
+
+    async with db.session() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM events") == 2
+        assert await connection.fetchval("SELECT duplicates FROM parts") == 1
+    assert await counted(db) == 2
 
 
 async def test_a_deleted_organization_goes_once_all_it_sent_is_counted(

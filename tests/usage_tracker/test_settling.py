@@ -72,6 +72,20 @@ def test_an_identity_holds_for_its_days_from_first_acceptance(
     assert accepted(timedelta(days=8)) == 1
 
 
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=3), timedelta(days=300)])
+def test_a_repeat_after_the_clock_was_set_back_counts_nothing(
+    arrived: Callable[..., Arrived], book: PriceBook, ahead: timedelta
+) -> None:
+    event = arrived(event_id=ID)
+    later = event.received_at + ahead // timedelta(microseconds=1)
+    known = {event.identity: First(event.row.digest, later)}
+
+    assert (found := settled(book, event, known=known)).accepted == []
+    assert found.duplicates == 1
+    found = settled(book, arrived(received_at=NOW + ahead, event_id=ID), event)
+    assert (len(found.accepted), found.duplicates) == (1, 1)
+
+
 def test_a_later_repeat_does_not_prolong_an_identity(
     arrived: Callable[..., Arrived], book: PriceBook
 ) -> None:

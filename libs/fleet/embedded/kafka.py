@@ -97,6 +97,8 @@ class Kafka(Daemon):
         options: Mapping[str, str] | None = None,
         *,
         password: str | None = None,
+        port: int | None = None,
+        cluster: str | None = None,
     ) -> None:
         """Make it known; it is started by ``start``.
 
@@ -104,13 +106,16 @@ class Kafka(Daemon):
             folder: its own.
             options: of the broker, beside and before those here.
             password: of letters and digits; without one it takes calls from anybody.
+            port: the one before its controller's; the folder's own or any free one when absent.
+            cluster: the id that all brokers of a cluster are formatted with; its own when absent.
         """
         super().__init__("kafka", folder)
         self._password = password
         self._options = (_guarded(password) if password else {}) | dict(options or {})
         self._configuration = folder / "server.properties"
         self._data = folder / "data"
-        self._port = self._kept_port() or next(free_ports(neighbours=1))
+        self._cluster = cluster
+        self._port = port or self._kept_port() or next(free_ports(neighbours=1))
 
     @property
     def bootstrap(self) -> str:
@@ -205,12 +210,17 @@ class Kafka(Daemon):
         configuration = self.folder / "format.properties"
         shutil.rmtree(unfinished, ignore_errors=True)
         self._configure(configuration, unfinished)
-        cluster = base64.urlsafe_b64encode(uuid4().bytes).decode().rstrip("=")
+        cluster = self._cluster or cluster_id()
         # An id may begin with a dash.
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}"]
         _run("Kafka's StorageTool", *_java(), *tool, "-c", str(configuration))
         unfinished.rename(self._data)
         configuration.unlink()
+
+
+def cluster_id() -> str:
+    """A new one, as Kafka writes it."""
+    return base64.urlsafe_b64encode(uuid4().bytes).decode().rstrip("=")
 
 
 def _java() -> list[str]:

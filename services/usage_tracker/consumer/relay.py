@@ -148,7 +148,7 @@ class WindowsRelay:
         if self._sources is None:
             await self._learn_sources()
         now = self._clock.now()
-        if self._told is not None and timedelta(0) <= now - self._told < self._every:
+        if _within(self._every, self._told, now):
             return
         if watermarks and not self._ending.is_set():
             await self._send_watermarks(watermarks)
@@ -232,7 +232,7 @@ class WindowsRelay:
             [Outgoing(value, partition=p, headers=PACKED_HEADERS) for p in range(self._partitions)],
         )
         now = self._clock.now()
-        if self._noted is None or now - self._noted >= _NOTE_EVERY:
+        if not _within(_NOTE_EVERY, self._noted, now):
             await self._store.note_watermarks(watermarks)
             await self._learn_sources()
             self._noted = now
@@ -266,3 +266,8 @@ class WindowsRelay:
                 data=msgspec.msgpack.encode(data),
             )
         )
+
+
+def _within(time: timedelta, since: datetime | None, now: datetime) -> bool:
+    """Whether so much time has not passed yet; a clock that was set back does not stop it."""
+    return since is not None and timedelta(0) <= now - since < time

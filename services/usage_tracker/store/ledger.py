@@ -231,11 +231,14 @@ class UsageStore:
             )
 
     async def least_watermark(self, parts: int) -> datetime | None:
-        """Up to when everything accepted was counted and sent on, in all of so many parts."""
+        """Up to when everything accepted was counted and sent on, in all of so many parts.
+
+        Never later than the database's own time: the clock of who noted it may be ahead.
+        """
         async with self._db.session() as connection:
             found: datetime | None = await connection.fetchval(
                 """
-                SELECT CASE WHEN count(watermark) = $1 THEN min(watermark) END
+                SELECT CASE WHEN count(watermark) = $1 THEN least(min(watermark), now()) END
                 FROM relays WHERE part < $1
                 """,
                 parts,

@@ -46,7 +46,7 @@ async def test_a_lease_that_was_lost_is_noticed_while_nothing_arrives(
         await connection.execute(
             """
             UPDATE offsets SET owner = 'another', epoch = epoch + 1,
-                lease_until = now() + interval '1 hour'
+                lease_until = 'infinity'
             WHERE topic = $1 AND part = 1
             """,
             topic,
@@ -54,6 +54,30 @@ async def test_a_lease_that_was_lost_is_noticed_while_nothing_arrives(
     await eventually(lambda: consumer.held() == [0])
     assert consumer.caught_up_at(1) is None
     assert consumer.status().live
+
+
+async def test_a_lease_of_before_the_databases_clock_was_set_back_keeps_nobody_out(
+    topic: str, make: Make, db: Database
+) -> None:
+    async with db.session() as connection:
+        await connection.execute(
+            """
+            INSERT INTO offsets (topic, part, owner, epoch, lease_until)
+            VALUES ($1, 0, 'dead', 1, now() + interval '1 hour'), ($1, 1, 'nobody', 1, 'infinity')
+            """,
+            topic,
+        )
+        await connection.execute(
+            "INSERT INTO partition_members VALUES ($1, 'dead', now() + interval '1 hour')", topic
+        )
+    consumer = await make(owner="zz alive")
+
+    await eventually(lambda: consumer.held() == [0])
+    async with db.session() as connection:
+        await connection.execute(
+            "UPDATE offsets SET lease_until = now() WHERE topic = $1 AND part = 1", topic
+        )
+    await eventually(lambda: consumer.held() == [0, 1])
 
 
 async def test_a_consumer_that_stops_gives_its_partitions_back_at_once(
@@ -104,7 +128,7 @@ async def test_an_owner_whose_records_an_heir_has_applied_gives_up_and_does_not_
         await connection.execute(
             """
             UPDATE offsets SET owner = 'another', epoch = epoch + 1, token = $2,
-                lease_until = now() + interval '1 hour'
+                lease_until = 'infinity'
             WHERE topic = $1 AND part = 0
             """,
             topic,

@@ -28,7 +28,11 @@ class Members:
         self._lease = timedelta(seconds=lease)
 
     async def join(self) -> list[str]:
-        """Be a member for another lease; returns those who are, this one among them."""
+        """Be a member for another lease; returns those who are, this one among them.
+
+        A lease that ends later than twice from now was given before the clock was set back: who has
+        it is no member until it is renewed.
+        """
         async with self._db.session() as connection:
             rows = await connection.fetch(
                 """
@@ -44,7 +48,8 @@ class Members:
                     )
                 )
                 SELECT owner FROM partition_members
-                WHERE topic = $1 AND owner <> $2 AND lease_until > now()
+                WHERE topic = $1 AND owner <> $2
+                    AND lease_until > now() AND lease_until <= now() + 2 * $3::interval
                 """,
                 self._topic,
                 self._owner,

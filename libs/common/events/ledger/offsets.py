@@ -23,7 +23,11 @@ class Holding:
 
 
 class Offsets:
-    """One owner's view of a topic's rows. Times are the database's own."""
+    """One owner's view of a topic's rows. Times are the database's own.
+
+    A lease that ends later than twice from now was given before its clock was set back, and is
+    over, too, unless its owner renews it. What is held until infinity is no lease.
+    """
 
     def __init__(self, db: Database, *, topic: str, owner: str, lease: float) -> None:
         """Args: ``lease`` in seconds."""
@@ -55,7 +59,10 @@ class Offsets:
                 SET epoch = epoch + 1, owner = $3, lease_until = now() + $4,
                     birth = coalesce(birth, $5), updated_at = now()
                 WHERE topic = $1 AND part = $2
-                    AND (lease_until IS NULL OR lease_until <= now() OR owner = $3)
+                    AND (
+                        lease_until IS NULL OR lease_until <= now() OR owner = $3
+                        OR (lease_until > now() + 2 * $4::interval AND lease_until < 'infinity')
+                    )
                 RETURNING token, birth, epoch
                 """,
                 self._topic,
@@ -90,11 +97,13 @@ class Offsets:
                 SELECT wanted.part FROM unnest($2::smallint[]) AS wanted (part)
                 LEFT JOIN offsets AS o ON o.topic = $1 AND o.part = wanted.part
                 WHERE o.lease_until IS NULL OR o.lease_until <= now() OR o.owner = $3
+                    OR (o.lease_until > now() + 2 * $4::interval AND o.lease_until < 'infinity')
                 ORDER BY wanted.part
                 """,
                 self._topic,
                 list(parts),
                 self._owner,
+                self._lease,
             )
         return [row["part"] for row in rows]
 
