@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from fleet.process import Platform
+from tests import variants
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "tests"
@@ -117,7 +118,8 @@ def main() -> None:
     counts["e2e"] = passed("e2e", "pytest", "-m", "e2e")
     apart = run_apart()
     told = [f"{kind} {count}" for kind, count in counts.items()]
-    print(f"tests passed: {', '.join(told)} (all), {apart} (up on kafka)")
+    counted = f"tests passed: {', '.join(told)} (all), {apart} (up on kafka)"
+    print(f"{counted}; {variants.told()}")
 
 
 if __name__ == "__main__":

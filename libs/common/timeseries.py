@@ -2,7 +2,11 @@
 
 A migration makes such a table with ``PARTITION BY RANGE`` of one timestamptz or date column and
 registers it with ``SELECT mindweave_timeseries('name')``. Partitions are named
-``<table>_p20261121``.
+``<table>_p20261121``. Where the database has TimescaleDB the table becomes a hypertable of chunks
+of a day, which are made by themselves and are called here as partitions would be.
+
+``SELECT mindweave_by_part('name', …)`` says that a table's rows of one ``part`` belong together:
+where the database has Citus, on one node, with those of all other such tables.
 """
 
 from __future__ import annotations
@@ -49,13 +53,7 @@ async def drop_partitions(connection: Connection, table: str, before: date) -> l
 async def partition_days(connection: Connection, table: str) -> list[date]:
     """The days that have a partition, in order."""
     rows = await connection.fetch(
-        """
-        SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
-        FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
-        WHERE i.inhparent = $1::text::regclass AND c.relname ~ '_p[0-9]{8}$'
-        ORDER BY day
-        """,
-        table,
+        "SELECT day FROM mindweave_partition_days($1::text::regclass) AS day", table
     )
     return [row["day"] for row in rows]
 

@@ -9,7 +9,6 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import numpy as np
 from asyncpg.pgproto import pgproto
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from common.database import Change, Connection, Database
 from common.database.connection import using
 from common.database.copying import EPOCH_US, copy_rows, read_rows
 from common.threads import off_loop
-from common.timeseries import drop_partitions, ensure_partitions
+from common.timeseries import drop_partitions, ensure_partitions, partition_days
 from services.usage_tracker.domain.columns import ID_BYTES, Batch, identity_hashes
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import microseconds, moment
@@ -248,13 +247,17 @@ class UsageStore:
     async def note_watermarks(self, watermarks: Mapping[int, datetime]) -> None:
         """Keep, by part, the watermark that was last sent on."""
         async with self._db.session() as connection:
-            await connection.executemany(
-                """
-                INSERT INTO relays AS r (part, watermark) VALUES ($1, $2)
-                ON CONFLICT (part) DO UPDATE SET watermark = greatest(r.watermark, $2)
-                """,
-                list(watermarks.items()),
-            )
+            # Each part by itself: what keeps one from being noted keeps no other.
+            for part, watermark in watermarks.items():
+                await connection.execute(
+                    """
+                    INSERT INTO relays AS r (part, watermark) VALUES ($1, $2)
+                    ON CONFLICT (part) DO UPDATE
+                    SET watermark = greatest(r.watermark, excluded.watermark)
+                    """,
+                    part,
+                    watermark,
+                )
 
     async def least_watermark(self, parts: int) -> datetime | None:
         """Up to when everything accepted was counted and sent on, in all of so many parts."""
@@ -312,7 +315,12 @@ class UsageStore:
                 before,
             )
             if chosen:
-                await FORGETTING.begin(connection, [EVENTS, ADJUSTMENTS, "deltas", "unpriced"])
+                tables = await with_days(connection, EVENTS, ADJUSTMENTS)
+                await FORGETTING.begin(
+                    connection,
+                    await parts_with_rows(connection),
+                    {**tables, "deltas": None, "unpriced": None},
+                )
 
     async def forget_some(self) -> bool:
         """Remove raw events and windows of the organizations that go, from one range of rows.
@@ -324,30 +332,27 @@ class UsageStore:
         Returns:
             Whether there may be more to do.
         """
-        try:
-            async with self._db.session() as connection, connection.transaction():
-                place = await FORGETTING.next(connection)
-                if place is None:
-                    await connection.execute(
-                        """
-                        DELETE FROM deleted_orgs WHERE walking AND NOT EXISTS (
-                            SELECT FROM walks WHERE name = $1 AND next_block < blocks
-                        )
-                        """,
-                        FORGETTING.name,
-                    )
-                    return False
+        async with self._db.session() as connection, connection.transaction():
+            place = await FORGETTING.next(connection)
+            if place is None:
                 await connection.execute(
-                    f"""
-                    DELETE FROM {place.relation} WHERE ctid >= $1 AND ctid < $2
-                        AND org_id = ANY (SELECT org_id FROM deleted_orgs WHERE walking)
+                    """
+                    DELETE FROM deleted_orgs WHERE walking AND NOT EXISTS (
+                        SELECT FROM walks WHERE name = $1 AND next_block < blocks
+                    )
                     """,
-                    place.start,
-                    place.end,
+                    FORGETTING.name,
                 )
-                return True
-        except asyncpg.UndefinedTableError:
-            # Its day has been dropped meanwhile; the next step sees that.
+                return False
+            gone = await connection.fetch("SELECT org_id FROM deleted_orgs WHERE walking")
+            await connection.execute(
+                f"""
+                DELETE FROM {place.relation} WHERE {place.where}
+                    AND org_id = ANY (${len(place.arguments) + 1}::uuid[])
+                """,
+                *place.arguments,
+                [row["org_id"] for row in gone],
+            )
             return True
 
     async def to_forget(self) -> int:
@@ -355,6 +360,17 @@ class UsageStore:
         async with self._db.session() as connection:
             left: int = await connection.fetchval("SELECT count(*) FROM deleted_orgs")
         return left
+
+
+async def parts_with_rows(connection: Connection) -> list[int]:
+    """All parts that ever had rows."""
+    rows = await connection.fetch("SELECT part FROM parts ORDER BY part")
+    return [row["part"] for row in rows]
+
+
+async def with_days(connection: Connection, *tables: str) -> dict[str, list[date]]:
+    """Tables by day with the days that they have."""
+    return {table: await partition_days(connection, table) for table in tables}
 
 
 def _days(microseconds_: Integers) -> set[date]:
