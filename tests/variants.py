@@ -1,14 +1,14 @@
 """Servers with TimescaleDB or Citus that the environment gives, beside the plain PostgreSQL.
 
-The store tests of `usage_tracker` and `analytics` run on each. A DSN is a superuser's; that of Citus is
-the coordinator's, whose database knows the workers.
+The store tests of usage_tracker and analytics run on each. A DSN is a superuser's; that of Citus
+is the coordinator's, whose database knows the workers.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -40,6 +40,8 @@ async def make_database(variant: str, admin_dsn: str, service: str) -> None:
         nodes = await workers(admin_dsn) if variant == "citus" else []
     for dsn in (admin_dsn, *nodes):
         async with connected(dsn) as node:
+            if await node.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", service):
+                return
             await node.execute(f'CREATE DATABASE "{service}" OWNER "{service}_owner"')
         async with connected(_at(dsn, database=service)) as database:
             await database.execute(f"CREATE EXTENSION {variant}")

@@ -12,14 +12,15 @@ where the database has Citus, on one node, with those of all other such tables.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import date
 from typing import Any
 
 import asyncpg
 
-from common.database import Connection
+from common.database import Connection, Database
+from common.database.connection import using
 
 _ATTEMPTS = 20
 _PAUSE = 0.1
@@ -37,6 +38,25 @@ async def ensure_partitions(connection: Connection, table: str, days: Iterable[d
             connection, "SELECT mindweave_ensure_partition($1::text::regclass, $2)", table, day
         )
     return made
+
+
+async def ensure_partitions_apart(
+    db: Database, connection: Connection, table: str, days: Collection[date]
+) -> None:
+    """Make the partitions that the transaction of a connection is about to need.
+
+    Outside of it: a table that lies on several nodes cannot be changed by one who has written to
+    it. The partitions stay where the transaction is rolled back.
+    """
+    lacking = set(days).difference(await partition_days(connection, table)) if days else set()
+    if not lacking:
+        return
+    apart = await db.connect()
+    try:
+        with using(apart):
+            await ensure_partitions(apart, table, lacking)
+    finally:
+        apart.terminate()
 
 
 async def drop_partitions(connection: Connection, table: str, before: date) -> list[str]:

@@ -47,6 +47,7 @@ class DeletedOrgs:
             Whether there may be more to do.
         """
         async with self._db.session() as connection, connection.transaction():
+            # Whoever drops a late window of it waits for the lock, and has it looked at again.
             org = await self._locked(connection, before)
             if org is None:
                 return False
@@ -74,9 +75,7 @@ class DeletedOrgs:
             return True
 
     async def _locked(self, connection: Connection, before: datetime) -> Record | None:
-        """One that nobody else is at. Who drops a late window of it waits for this transaction,
-        and has it looked at again.
-        """
+        """One that nobody else is at."""
         for org in await connection.fetch(
             """SELECT org_id, part FROM deleted_orgs WHERE NOT removed AND noted_at < $1
                ORDER BY noted_at LIMIT 100""",

@@ -134,16 +134,19 @@ class LayoutStore:
                 EVENTS_TOPIC,
                 partitions,
             )
-            rows = [
-                await connection.fetchrow(
-                    "SELECT owner, lease_until FROM offsets WHERE topic = $1 AND part = $2 FOR UPDATE",
+            known = await connection.fetch(
+                "SELECT part FROM offsets WHERE topic = $1 ORDER BY part", EVENTS_TOPIC
+            )
+            rows: list[asyncpg.Record] = []
+            for row in known:
+                rows += await connection.fetch(
+                    """
+                    SELECT owner, lease_until FROM offsets WHERE topic = $1 AND part = $2
+                    FOR UPDATE
+                    """,
                     EVENTS_TOPIC,
                     row["part"],
                 )
-                for row in await connection.fetch(
-                    "SELECT part FROM offsets WHERE topic = $1 ORDER BY part", EVENTS_TOPIC
-                )
-            ]
             if await _unsent(connection):
                 return False
             leases = [r["lease_until"] for r in rows if r["lease_until"] and r["owner"] != _NOBODY]

@@ -18,7 +18,12 @@ from common.database import Change, Connection, Database
 from common.database.connection import using
 from common.database.copying import EPOCH_US, copy_rows, read_rows
 from common.threads import off_loop
-from common.timeseries import drop_partitions, ensure_partitions, partition_days
+from common.timeseries import (
+    drop_partitions,
+    ensure_partitions,
+    ensure_partitions_apart,
+    partition_days,
+)
 from services.usage_tracker.domain.columns import ID_BYTES, Batch, identity_hashes
 from services.usage_tracker.domain.identities import Hashes, Identities
 from services.usage_tracker.domain.judging import microseconds, moment
@@ -146,7 +151,7 @@ class UsageStore:
         ids, events = await off_loop(long, _id_and_event_rows, part, settled)
         days = _days(settled.accepted.numbers["received_at"]) - self._ready_days
         for table in (EVENTS, IDS):
-            await ensure_partitions(connection, table, days)
+            await ensure_partitions_apart(self._db, connection, table, days)
         await copy_rows(connection, IDS, ID_COLUMNS, ids)
         await copy_rows(connection, EVENTS, EVENT_COLUMNS, events)
         await note_unpriced(connection, part, settled.unpriced)

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.columns import Integers, column_of
 from common.database import Connection, Database
-from common.timeseries import ensure_partitions, partition_days
+from common.timeseries import ensure_partitions_apart, partition_days
 from services.usage_tracker.domain.columns import ABSENT, Batch
 from services.usage_tracker.domain.judging import MAX_AHEAD, microseconds, moment
 from services.usage_tracker.domain.pricing import Cost
@@ -180,7 +180,9 @@ class RepricingStore:
         ):
             return {}
         first = (found.since - MAX_AHEAD).date()
-        return {"events": [day for day in await partition_days(connection, "events") if day >= first]}
+        return {
+            "events": [day for day in await partition_days(connection, "events") if day >= first]
+        }
 
     async def next_range(
         self, connection: Connection, part: int, found: Order, parts: int
@@ -240,7 +242,7 @@ class RepricingStore:
         """Add adjustments, and count them with the order and the models without a price."""
         batch, more = repriced.batch, repriced.more
         received = [moment(at) for at in batch.numbers["received_at"].tolist()]
-        await ensure_partitions(connection, ADJUSTMENTS, _days(received))
+        await ensure_partitions_apart(self._db, connection, ADJUSTMENTS, _days(received))
         orgs = batch.coded["org_id"]
         number: int = await connection.fetchval("SELECT nextval('adjustment_numbers')")
         await connection.execute(
