@@ -97,6 +97,13 @@ BEGIN
         EXECUTE 'SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = $1)'
             INTO known USING target;
         IF NOT known THEN
+            -- So that its rows can be moved to another node while they change.
+            IF NOT EXISTS (
+                SELECT FROM pg_index WHERE indrelid = target AND indisprimary
+                UNION ALL SELECT FROM pg_partitioned_table WHERE partrelid = target
+            ) THEN
+                EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', target);
+            END IF;
             EXECUTE format(
                 'SELECT %s(%L, ''part'', colocate_with => %L)',
                 mindweave_of_extension('create_distributed_table'), target, place
