@@ -8,6 +8,7 @@ the sizes say more. Stored events, with their windows, are those of ten other or
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import tempfile
@@ -35,6 +36,7 @@ ORGANIZATIONS = 10
 # Requests of one organization each, small enough that all of them have their turn.
 BATCH = 100
 QUERIES = 7
+IDLE_SECONDS = 3.0
 WEEK = timedelta(days=7)
 # Tables that grow with events, with those that grow with windows.
 DATABASES = ("usage_tracker", "analytics")
@@ -49,6 +51,7 @@ class Cost:
         visible_per_s: events a second until the last was visible.
         cpu_us: processor time of an event, of all processes but the generator.
         database_us: of that, PostgreSQL's.
+        idle_ms: processor time of a second in which nothing comes, which is in the others, too.
         windows: deltas of windows for one event.
         bytes_per_event: by which the tables grew.
         query_ms: of a week by the hour and model of one organization.
@@ -58,6 +61,7 @@ class Cost:
     visible_per_s: int
     cpu_us: float
     database_us: float
+    idle_ms: float
     windows: float
     bytes_per_event: int
     query_ms: float
@@ -65,8 +69,8 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"{self.load:>11,} {self.visible_per_s:>11,} {self.cpu_us:>9.1f}"
-            f" {self.database_us:>12.1f} {self.windows:>9.3f} {self.bytes_per_event:>9}"
-            f" {self.query_ms:>9.1f}"
+            f" {self.database_us:>12.1f} {self.idle_ms:>9.0f} {self.windows:>10.3f}"
+            f" {self.bytes_per_event:>9} {self.query_ms:>9.1f}"
         )
 
 
@@ -75,6 +79,7 @@ async def cost(run: Run, load: int, seconds: float, asked: Tenant) -> Cost:
     warm = await run.load(1.0, BATCH)
     await run.fresh(warm.accepted_at, run.tenants[:ORGANIZATIONS])
     url = facts_of(run.platform)["database_url"]
+    idle = await _idle(run)
     before, sizes, deltas = run.cpu(), await _bytes(url), await _deltas(url)
     sent = await run.load(seconds, BATCH)
     await run.fresh(sent.accepted_at, run.tenants[:ORGANIZATIONS])
@@ -89,6 +94,7 @@ async def cost(run: Run, load: int, seconds: float, asked: Tenant) -> Cost:
         visible_per_s=round(sent.accepted / (seen - sent.began)),
         cpu_us=round(sum(used.values()) * micros, 1),
         database_us=round(micros * sum(v for n, v in used.items() if n.startswith("postgres")), 1),
+        idle_ms=round(idle, 1),
         windows=round(added / sent.accepted, 3),
         bytes_per_event=round(grown / sent.accepted),
         query_ms=round(await _query(run, asked), 1),
@@ -150,13 +156,21 @@ async def by_stored(
 def _head(load: str) -> None:
     print(
         f"\n{load}, load average {os.getloadavg()[0]:.1f}\n       load    events/s  CPU µs/ev"
-        "  PostgreSQL's windows/ev  bytes/ev  query ms",
+        "  PostgreSQL's idle ms/s windows/ev  bytes/ev  query ms",
         flush=True,
     )
 
 
 def _sized(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {size:.0f}" for name, size in sizes.items())
+
+
+async def _idle(run: Run) -> float:
+    # What the load before has left is done first.
+    await asyncio.sleep(IDLE_SECONDS)
+    before, began = sum(run.cpu().values()), time.perf_counter()
+    await asyncio.sleep(IDLE_SECONDS)
+    return (sum(run.cpu().values()) - before) * 1000 / (time.perf_counter() - began)
 
 
 async def _bytes(database_url: str) -> int:

@@ -93,6 +93,10 @@ BEGIN
     IF mindweave_variant() <> 'citus' THEN
         RETURN;
     END IF;
+    -- SET LOCAL holds on the nodes, too.
+    EXECUTE format(
+        'ALTER DATABASE %I SET citus.propagate_set_commands = ''local''', current_database()
+    );
     FOREACH target IN ARRAY 'offsets'::regclass || tables LOOP
         EXECUTE 'SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = $1)'
             INTO known USING target;
