@@ -35,7 +35,7 @@ up: setup ## a process per service, until Ctrl-C (LISTEN, DATA, BROKER=kafka|red
 	  $(foreach count,$(SCALE),--scale $(count))
 
 test: lint ## everything: lint, types, unit, store, rpc, bus (with coverage) and e2e tests
-	@$(RUN) python tests/run.py
+	@$(RUN) python -m tests.run
 
 lint: setup ## formatting, lint, types, import rules, protos, generated files
 	@$(RUN) ruff check .

@@ -23,10 +23,10 @@ from bench.tenant import Tenant
 from bench.traffic import ROW_BYTES, USERS, Bytes, Traffic, body_bytes, body_of
 
 # What tells an event: the number of its organization, from 1, and its id.
-EVENT = np.dtype("S17")
+EVENT = np.dtype("S18")
 _AGAIN = frozenset({429, 503})
 # Of all organizations, and at least of each.
-_POOL, _LEAST = 30_000, 1000
+_POOL, _LEAST = 30_000, 200
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ class Source:
         tenant, share = job.tenants[number], len(job.tenants)
         seed = job.seed * share + number
         self._traffic = Traffic(
-            tenant.projects, seed, users=USERS // share, pool=max(_LEAST, _POOL // share)
+            tenant.projects, seed, users=max(1, USERS // share), pool=max(_LEAST, _POOL // share)
         )
         self._repeats = Repeats(stored, seed)
         self._head = (
@@ -108,8 +108,8 @@ class Source:
     def events(self) -> Bytes:
         """All that was acknowledged and is new, as ``EVENT``."""
         found = np.empty((self.accepted, EVENT.itemsize), np.uint8)
-        found[:, 0] = self._number + 1
-        found[:, 1:] = np.concatenate(self._ids) if self._ids else 0
+        found[:, :2] = divmod(self._number + 1, 256)
+        found[:, 2:] = np.concatenate(self._ids) if self._ids else 0
         return found
 
 

@@ -78,6 +78,7 @@ class Run:
     tenants: Sequence[Tenant]
     connections: int
     stored: Stored | None = None
+    beside: Sequence[int] = ()
     acknowledged: int = 0
     repeats: int = 0
     files: list[Path] = field(default_factory=list)
@@ -111,22 +112,10 @@ class Run:
         return sent
 
     async def visible(self, accepted_at: datetime) -> float:
-        """Wait until all that was acknowledged is in ``GET /analytics/usage``; when it was.
-
-        Looks for ``fresh_until`` in answers about a minute without events, which cost little, and
-        then at the whole of each organization.
-        """
+        """Wait until all that was acknowledged is in ``GET /analytics/usage``; when it was."""
+        await self.fresh(accepted_at, self.tenants)
         http = HttpConnections(*self.target)
-        past = accepted_at - timedelta(days=2)
-        minute = {"start": past.isoformat(), "end": (past + timedelta(minutes=1)).isoformat()}
-        end = time.time() + PATIENCE
-        for tenant in self.tenants:
-            while time.time() < end:
-                fresh = (await self._usage(http, tenant, **minute))["fresh_until"]
-                if fresh is not None and datetime.fromisoformat(fresh) > accepted_at:
-                    break
-                await asyncio.sleep(0.05)
-        answers = [await self._usage(http, tenant) for tenant in self.tenants]
+        answers = [await self.usage(http, tenant) for tenant in self.tenants]
         found = sum(answer["totals"]["events"] for answer in answers)
         seen = time.time()
         await http.close()
@@ -134,7 +123,25 @@ class Run:
             raise ValueError(f"{found} of {self.acknowledged} events are visible")
         return seen
 
-    async def _usage(self, http: HttpConnections, tenant: Tenant, **asked: str) -> Any:
+    async def fresh(self, accepted_at: datetime, tenants: Sequence[Tenant]) -> None:
+        """Wait until what was accepted up to a time is shown of these.
+
+        Looks for ``fresh_until`` in answers about a minute without events, which cost little.
+        """
+        http = HttpConnections(*self.target)
+        past = accepted_at - timedelta(days=2)
+        minute = {"start": past.isoformat(), "end": (past + timedelta(minutes=1)).isoformat()}
+        end = time.time() + PATIENCE
+        for tenant in tenants:
+            while time.time() < end:
+                fresh = (await self.usage(http, tenant, **minute))["fresh_until"]
+                if fresh is not None and datetime.fromisoformat(fresh) > accepted_at:
+                    break
+                await asyncio.sleep(0.05)
+        await http.close()
+
+    async def usage(self, http: HttpConnections, tenant: Tenant, **asked: str) -> Any:
+        """What ``GET /analytics/usage`` answers of an organization, by default of a day."""
         query = urlencode({"org_id": tenant.org_id, "granularity": "all", **asked})
         head = (
             f"GET /analytics/usage?{query} HTTP/1.1\r\nHost: {self.target[0]}\r\n"
@@ -145,7 +152,9 @@ class Run:
     def cpu(self) -> dict[str, float]:
         """Seconds that each program of the platform has used, ended children included."""
         used: dict[str, float] = {}
-        for process in self.platform.processes():
+        given = [psutil.Process(pid) for pid in self.beside]
+        servers = [p for server in given for p in (server, *server.children(recursive=True))]
+        for process in (*self.platform.processes(), *servers):
             # Servers end some of their processes whenever they like.
             with suppress(psutil.NoSuchProcess), process.oneshot():
                 times, name = process.cpu_times(), _program(process)
@@ -160,7 +169,7 @@ async def measure(layout: Layout, folder: Path, wanted: argparse.Namespace) -> d
         tenants = [
             make_tenant(platform.address, PROJECTS // ORGANIZATIONS) for _ in range(ORGANIZATIONS)
         ]
-        run = Run(platform, folder, tenants, wanted.connections)
+        run = Run(platform, folder, tenants, wanted.connections, beside=wanted.beside or ())
         again = None
         if wanted.stored:
             run.stored = await _store(run, wanted.stored)
@@ -315,6 +324,13 @@ def main() -> None:
     parser.add_argument("--stored", type=int, default=20_000_000, help="identities before the run")
     parser.add_argument("--buffers", type=int, default=256, help="of PostgreSQL, in MB")
     parser.add_argument("--probe-seconds", type=float, default=10.0, help="of a fifth of the load")
+    parser.add_argument(
+        "--beside",
+        action="append",
+        type=int,
+        metavar="PID",
+        help="of a server that the environment gives, whose processor time counts too",
+    )
     parser.add_argument("--no-table", dest="table", action="store_false")
     wanted = parser.parse_args()
     print(f"{os.cpu_count()} cores, {machine.platform()}, Python {machine.python_version()}")

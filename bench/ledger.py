@@ -95,5 +95,6 @@ async def verdict(
 def numbered(numbers: NDArray[np.integer], event_ids: NDArray[np.uint8]) -> Events:
     """Events of the organizations of these numbers, from 1, with ids of shape (count, 16)."""
     found = np.empty((len(event_ids), EVENT.itemsize), np.uint8)
-    found[:, 0], found[:, 1:] = numbers, event_ids
+    found[:, 0], found[:, 1] = np.divmod(numbers, 256)
+    found[:, 2:] = event_ids
     return found.view(EVENT).reshape(-1)

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 import uvloop
 
@@ -18,6 +17,7 @@ from common.database import Database, bootstrap, migrate
 from common.events.envelope import Envelope, decode
 from common.settings import Settings, load_settings
 from fleet.embedded import Postgres, Valkey
+from tests import variants
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("unit", "store", "rpc", "bus", "e2e")
@@ -44,6 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ]
     if wrong:
         raise pytest.UsageError(f"not of one kind of {', '.join(KINDS)}: {', '.join(wrong)}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The store tests of the services whose tables grow run on every server that is given."""
+    folder = metafunc.definition.path.relative_to(ROOT / "tests").parts[0]
+    runs = folder in variants.SERVICES and metafunc.definition.get_closest_marker("store")
+    if runs and "variant" in metafunc.fixturenames and (found := variants.given()):
+        metafunc.parametrize("variant", [variants.PLAIN, *found], indirect=True, scope="session")
 
 
 def pytest_terminal_summary(
@@ -75,12 +83,18 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 
 @pytest.fixture(scope="session")
+def variant(request: pytest.FixtureRequest) -> str:
+    """Which server the databases of the test are on: "plain", "timescaledb" or "citus"."""
+    return getattr(request, "param", variants.PLAIN)
+
+
+@pytest.fixture(scope="session")
 def settings(
-    postgres: Postgres, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
+    variant: str, postgres: Postgres, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Settings:
     return load_settings(
         secret=SECRET,
-        database_url=postgres.admin_dsn,
+        database_url=variants.given().get(variant, postgres.admin_dsn),
         redis_url=valkey.url,
         cache_url=valkey.url,
         data=tmp_path_factory.mktemp("data"),
@@ -88,7 +102,9 @@ def settings(
 
 
 @pytest.fixture(scope="module")
-async def service_database(settings: Settings) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+async def service_database(
+    variant: str, settings: Settings
+) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
     """A function that makes the database of the service that it is given the name of.
 
     The database is empty, migrated and the test module's own; what is returned is its
@@ -100,8 +116,10 @@ async def service_database(settings: Settings) -> AsyncIterator[Callable[..., Aw
 
         async def make(name: str, folder: Path | None = None, **options: Any) -> Database:
             admin_dsn = settings.database_url or ""
+            stack.push_async_callback(variants.drop_database, admin_dsn, name)
+            if variant != variants.PLAIN:
+                await variants.make_database(variant, admin_dsn, name)
             await bootstrap(admin_dsn, name, settings)
-            stack.push_async_callback(_drop, admin_dsn, name)
             migrations = folder or ROOT / "services" / name / "migrations"
             await migrate(settings.owner_dsn(name), name, migrations)
             given: dict[str, Any] = {
@@ -116,12 +134,6 @@ async def service_database(settings: Settings) -> AsyncIterator[Callable[..., Aw
             return database
 
         yield make
-
-
-async def _drop(admin_dsn: str, name: str) -> None:
-    connection = await asyncpg.connect(admin_dsn)
-    await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-    await connection.close()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from fleet.process import Platform
+from tests import variants
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "tests"
@@ -130,7 +131,8 @@ def main() -> None:
     apart = run_apart()
     run_chaos()
     told = [f"{kind} {count}" for kind, count in counts.items()]
-    print(f"tests passed: {', '.join(told)} (all), {apart} (up on kafka); exact under faults")
+    counted = f"tests passed: {', '.join(told)} (all), {apart} (up on kafka); exact under faults"
+    print(f"{counted}; {variants.told()}")
 
 
 if __name__ == "__main__":

@@ -2,20 +2,25 @@
 
 A migration makes such a table with ``PARTITION BY RANGE`` of one timestamptz or date column and
 registers it with ``SELECT mindweave_timeseries('name')``. Partitions are named
-``<table>_p20261121``.
+``<table>_p20261121``. Where the database has TimescaleDB the table becomes a hypertable of chunks
+of a day, which are made by themselves and are called here as partitions would be.
+
+``SELECT mindweave_by_part('name', …)`` says that a table's rows of one ``part`` belong together:
+where the database has Citus, on one node, with those of all other such tables.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import date
 from typing import Any
 
 import asyncpg
 
-from common.database import Connection
+from common.database import Connection, Database
+from common.database.connection import using
 
 _ATTEMPTS = 20
 _PAUSE = 0.1
@@ -35,6 +40,25 @@ async def ensure_partitions(connection: Connection, table: str, days: Iterable[d
     return made
 
 
+async def ensure_partitions_apart(
+    db: Database, connection: Connection, table: str, days: Collection[date]
+) -> None:
+    """Make the partitions that the transaction of a connection is about to need.
+
+    Outside of it: a table that lies on several nodes cannot be changed by one who has written to
+    it. The partitions stay where the transaction is rolled back.
+    """
+    lacking = set(days).difference(await partition_days(connection, table)) if days else set()
+    if not lacking:
+        return
+    apart = await db.connect()
+    try:
+        with using(apart):
+            await ensure_partitions(apart, table, lacking)
+    finally:
+        apart.terminate()
+
+
 async def drop_partitions(connection: Connection, table: str, before: date) -> list[str]:
     """Drop the partitions of all days before ``before``; returns their names.
 
@@ -49,13 +73,7 @@ async def drop_partitions(connection: Connection, table: str, before: date) -> l
 async def partition_days(connection: Connection, table: str) -> list[date]:
     """The days that have a partition, in order."""
     rows = await connection.fetch(
-        """
-        SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
-        FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
-        WHERE i.inhparent = $1::text::regclass AND c.relname ~ '_p[0-9]{8}$'
-        ORDER BY day
-        """,
-        table,
+        "SELECT day FROM mindweave_partition_days($1::text::regclass) AS day", table
     )
     return [row["day"] for row in rows]
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 
 
-def last_line(module: str, *options: str) -> dict[str, float]:
+def last_line(module: str, *options: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", module, *options],
         cwd=ROOT,
@@ -24,7 +25,7 @@ def last_line(module: str, *options: str) -> dict[str, float]:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -55,3 +56,20 @@ def test_a_flood_is_refused_beyond_its_share_and_a_quiet_tenant_never_is():
     found = last_line("bench.overload", "--seconds", "2", "--buffers", "24")
     assert found["refusals"] > 0
     assert (found["quiet_refusals"], found["lost"], found["doubled"]) == (0, 0, 0)
+
+
+def test_cost_is_measured_against_partitions_organizations_and_stored_events():
+    found = last_line(
+        "bench.growth",
+        *("--seconds", "1", "--connections", "4", "--partitions", "2", "--organizations", "3"),
+        *("--stored", "20000"),
+    )
+    loads = {"partitions": 2, "organizations": 3, "stored": 20000}
+    for name, load in loads.items():
+        (cost,) = found[name]
+        assert cost["load"] == load
+        assert min(cost.values()) > 0
+    (sizes,) = found["bytes_per_stored_event"].values()
+    assert sizes.keys() == {"raw row", "identity", "windows"}
+    # A row holds its two ids, and what a benchmark's event is made of.
+    assert sizes["raw row"] > sizes["identity"] > 32

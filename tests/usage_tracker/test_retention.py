@@ -275,7 +275,7 @@ async def test_a_removal_goes_on_where_it_was_ended_and_leaves_what_is_others(
 
 
 async def test_days_to_come_have_their_partitions_before_they_begin(
-    db: Database, store: UsageStore
+    db: Database, store: UsageStore, variant: str
 ) -> None:
     days = [date(2031, 1, 1), date(2031, 1, 2)]
     await store.prepare_days(days)
@@ -283,4 +283,6 @@ async def test_days_to_come_have_their_partitions_before_they_begin(
 
     async with db.session() as connection:
         for table in ("events", "event_ids"):
-            assert set(days) <= set(await partition_days(connection, table))
+            made = set(days) & set(await partition_days(connection, table))
+            # TimescaleDB makes them as rows come.
+            assert made == (set() if variant == "timescaledb" else set(days))

@@ -125,7 +125,8 @@ def grouped(query: Query, waiting: Waiting | None, arguments: list[object]) -> s
         g AS MATERIALIZED (
             SELECT w.*, {", ".join("s." + d for d in DIMENSIONS)}
             FROM w JOIN series AS s ON s.part = $1 AND s.org_id = $2 AND s.series_id = w.series_id
-            WHERE NOT EXISTS (SELECT FROM deleted_orgs WHERE org_id = $2){conditions})"""
+            WHERE NOT EXISTS (
+                SELECT FROM deleted_orgs WHERE part = $1 AND org_id = $2){conditions})"""
 
 
 def _unnested(waiting: Waiting, arguments: list[object]) -> str:

@@ -9,7 +9,9 @@ from uuid import UUID
 from services.analytics.domain.ranges import TABLES
 
 if TYPE_CHECKING:
-    from common.database import Change, Database
+    from asyncpg import Record
+
+    from common.database import Change, Connection, Database
 
 # What is in a block still is dropped when it is moved on.
 _TABLES = ("recent", *TABLES.values(), "series")
@@ -46,11 +48,7 @@ class DeletedOrgs:
         """
         async with self._db.session() as connection, connection.transaction():
             # Whoever drops a late window of it waits for the lock, and has it looked at again.
-            org = await connection.fetchrow(
-                """SELECT org_id, part FROM deleted_orgs WHERE NOT removed AND noted_at < $1
-                   ORDER BY noted_at LIMIT 1 FOR UPDATE SKIP LOCKED""",
-                before,
-            )
+            org = await self._locked(connection, before)
             if org is None:
                 return False
             # Each step would read the whole table from its start, past all that is removed.
@@ -70,9 +68,28 @@ class DeletedOrgs:
                 if gone:
                     return True
             await connection.execute(
-                "UPDATE deleted_orgs SET removed = true WHERE org_id = $1", org["org_id"]
+                "UPDATE deleted_orgs SET removed = true WHERE part = $1 AND org_id = $2",
+                org["part"],
+                org["org_id"],
             )
             return True
+
+    async def _locked(self, connection: Connection, before: datetime) -> Record | None:
+        """One that nobody else is at."""
+        for org in await connection.fetch(
+            """SELECT org_id, part FROM deleted_orgs WHERE NOT removed AND noted_at < $1
+               ORDER BY noted_at LIMIT 100""",
+            before,
+        ):
+            found = await connection.fetchrow(
+                """SELECT org_id, part FROM deleted_orgs
+                   WHERE part = $1 AND org_id = $2 AND NOT removed FOR UPDATE SKIP LOCKED""",
+                org["part"],
+                org["org_id"],
+            )
+            if found is not None:
+                return found
+        return None
 
     async def left(self) -> int:
         """Deleted organizations whose rows may still be there."""

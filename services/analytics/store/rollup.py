@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import TYPE_CHECKING
+
 from services.analytics.domain.measures import SUMS
 from services.analytics.domain.ranges import TABLES
+
+if TYPE_CHECKING:
+    from common.database import Connection
 
 _COLUMNS = ", ".join(SUMS)
 ROW = f"start, series_id, {_COLUMNS}, latency_bins, latency_counts"
@@ -36,70 +42,59 @@ _ADDED = ", ".join(
 )
 
 
-def _moved(table: str, condition: str) -> str:
-    return f"""
-moved AS (
-    DELETE FROM {table} WHERE part = $1 AND ctid = ANY (ARRAY(
-        SELECT ctid FROM {table} WHERE part = $1 AND {condition} LIMIT $2)) RETURNING *
-), kept AS (
-    SELECT * FROM moved WHERE NOT EXISTS (
-        SELECT FROM deleted_orgs WHERE deleted_orgs.org_id = moved.org_id)
-)"""
-
-
-def _rows(unit: str, below: str) -> str:
-    """The rows of ``below`` summed by a unit of time."""
+def _written(unit: str, source: str) -> str:
+    """Adds rows of a part, by their places, summed by a unit of time, to those of its table."""
     table = TABLES[unit]
-    start = f"date_trunc('{unit}', start, 'UTC')"
+    kept = f"""SELECT org_id, date_trunc('{unit}', start, 'UTC') AS start, series_id,
+            {_COLUMNS}, latency_bins, latency_counts
+        FROM {source} WHERE part = $1 AND ctid = ANY ($2::tid[]) AND NOT EXISTS (
+            SELECT FROM deleted_orgs AS d WHERE d.part = $1 AND d.org_id = {source}.org_id)"""
     return f"""
-{table}_sums AS (
-    SELECT part, org_id, {start} AS start, series_id, {SUMMED} FROM {below} GROUP BY 1, 2, 3, 4
-), {table}_bins AS (
-    SELECT org_id, start, series_id, array_agg(bin) AS latency_bins,
-           array_agg(count) AS latency_counts
-    FROM (SELECT org_id, {start} AS start, series_id, bin, sum(count)::bigint AS count
-          FROM {below} CROSS JOIN LATERAL unnest(latency_bins, latency_counts) AS u(bin, count)
-          GROUP BY 1, 2, 3, 4) AS counted
-    GROUP BY 1, 2, 3
-), {table}_rows AS (
-    SELECT part, org_id, start, series_id, {", ".join(SUMS)},
-           coalesce(latency_bins, '{{}}') AS latency_bins,
-           coalesce(latency_counts, '{{}}') AS latency_counts
-    FROM {table}_sums LEFT JOIN {table}_bins USING (org_id, start, series_id)
-)"""
+    INSERT INTO {table} AS kept (part, org_id, {ROW})
+    SELECT $1, org_id, start, series_id, {", ".join(SUMS)},
+        coalesce(latency_bins, '{{}}'), coalesce(latency_counts, '{{}}')
+    FROM (SELECT org_id, start, series_id, {SUMMED} FROM ({kept}) AS k GROUP BY 1, 2, 3) AS sums
+    LEFT JOIN (
+        SELECT org_id, start, series_id, array_agg(bin) AS latency_bins,
+            array_agg(count) AS latency_counts
+        FROM (SELECT org_id, start, series_id, bin, sum(count)::bigint AS count
+              FROM ({kept}) AS k CROSS JOIN LATERAL unnest(latency_bins, latency_counts)
+                  AS u (bin, count)
+              GROUP BY 1, 2, 3, 4) AS counted
+        GROUP BY 1, 2, 3
+    ) AS bins USING (org_id, start, series_id)
+    ON CONFLICT (part, org_id, start, series_id) DO UPDATE SET {_ADDED}"""
 
 
-def _written(table: str, rows: str) -> str:
-    return f"""
-{table}_written AS (
-    INSERT INTO {table} AS kept (part, org_id, {ROW}) SELECT part, org_id, {ROW} FROM {rows}
-    ON CONFLICT (part, org_id, start, series_id) DO UPDATE SET {_ADDED}
-)"""
+async def move(
+    connection: Connection, table: str, part: int, limit: int, before: datetime | None = None
+) -> int:
+    """Add rows of deltas or recent to minutes, hours, days and months, in one transaction.
 
-
-# A late window of a deleted organization may have brought its series with it.
-_LOOK_AGAIN = """
-look_again AS (
-    UPDATE deleted_orgs SET removed = false WHERE org_id IN (SELECT org_id FROM moved)
-)"""
-
-
-def _move(table: str, condition: str) -> str:
-    steps = (
-        _moved(table, condition),
-        _LOOK_AGAIN,
-        _rows("minute", "kept"),
-        _written("minutes", "minutes_rows"),
-        _rows("hour", "minutes_rows"),
-        _written("hours", "hours_rows"),
-        _rows("day", "hours_rows"),
-        _written("days", "days_rows"),
-        _rows("month", "days_rows"),
-        _written("months", "months_rows"),
+    Returns:
+        How many; as many as the limit where there may be more.
+    """
+    condition, given = ("", []) if before is None else (" AND start < $3", [before])
+    # Who comes second waits here, and is given what the first has left.
+    rows = await connection.fetch(
+        f"SELECT ctid FROM {table} WHERE part = $1{condition} LIMIT $2 FOR UPDATE",
+        part,
+        limit,
+        *given,
     )
-    return f"WITH {', '.join(steps)} SELECT count(*) FROM moved"
-
-
-MOVE = _move("deltas", "true")
-# What a process of the release before has left.
-MOVE_RECENT = _move("recent", "start < $3")
+    if not rows:
+        return 0
+    places = [row["ctid"] for row in rows]
+    # A late window of a deleted organization may have brought its series with it.
+    await connection.execute(
+        f"""UPDATE deleted_orgs SET removed = false WHERE part = $1 AND org_id IN (
+                SELECT org_id FROM {table} WHERE part = $1 AND ctid = ANY ($2::tid[]))""",
+        part,
+        places,
+    )
+    for unit in TABLES:
+        await connection.execute(_written(unit, table), part, places)
+    await connection.execute(
+        f"DELETE FROM {table} WHERE part = $1 AND ctid = ANY ($2::tid[])", part, places
+    )
+    return len(rows)

@@ -26,7 +26,7 @@ from services.analytics.store.blocks import (
     waiting,
     waiting_before,
 )
-from services.analytics.store.rollup import MOVE, MOVE_RECENT, SUMMED
+from services.analytics.store.rollup import SUMMED, move
 
 if TYPE_CHECKING:
     import asyncpg
@@ -79,14 +79,14 @@ class RollupStore:
         The caller tells ``remember`` what came of it, once that has committed.
         """
         known = await connection.fetch(
-            """SELECT source, last_seq,
-                   (SELECT ROW(generation, count) FROM source_counts WHERE part = $1) AS sources
-               FROM sources WHERE part = $1""",
+            """SELECT s.source, s.last_seq, c.generation, c.count
+               FROM sources AS s LEFT JOIN source_counts AS c ON c.part = $1
+               WHERE s.part = $1""",
             part,
         )
         last: dict[int, int] = {row["source"]: row["last_seq"] for row in known}
         told = max((r.sources for r in records if r.sources is not None), default=None)
-        if told is not None and (not known or known[0]["sources"] != told):
+        if told is not None and (not known or tuple(known[0])[2:] != told):
             await self._count_sources(connection, part, *told)
         watermarks: dict[int, int] = {}
         found: list[Fresh] = []
@@ -174,22 +174,23 @@ class RollupStore:
             How many windows were moved.
         """
         before = before.replace(second=0, microsecond=0)
-        total = await self._move(MOVE_RECENT, part, before)
+        # What a process of the release before has left.
+        total = await self._move("recent", part, before)
         while True:
             async with self._db.change(Scope(), call=None) as change:
                 over = await take_before(change.connection, part, before, self._most)
                 if over is not None:
                     rows = await off_loop(True, _delta_rows, part, over)
                     await copy_rows(change.connection, "deltas", _DELTA_COLUMNS, rows)
-            total += await self._move(MOVE, part)
+            total += await self._move("deltas", part)
             if over is None:
                 return total
 
-    async def _move(self, sql: str, part: int, *given: object) -> int:
+    async def _move(self, table: str, part: int, before: datetime | None = None) -> int:
         total = 0
         while True:
             async with self._db.change(Scope(), call=None) as change:
-                moved: int = await change.connection.fetchval(sql, part, self._step, *given)
+                moved = await move(change.connection, table, part, self._step, before)
             total += moved
             if moved < self._step:
                 return total

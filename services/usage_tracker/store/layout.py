@@ -12,9 +12,15 @@ from common.database.connection import using
 from common.errors import Conflict
 from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.records import EVENTS_TOPIC, events_partition
-from services.usage_tracker.store.ledger import EVENTS, FORGETTING, IDS
+from services.usage_tracker.store.ledger import (
+    EVENTS,
+    FORGETTING,
+    IDS,
+    parts_with_rows,
+    with_days,
+)
 from services.usage_tracker.store.repricing import ADJUSTMENTS, forget_orders
-from services.usage_tracker.store.walks import Walk
+from services.usage_tracker.store.walks import Range, Tid, Walk
 
 # Owns the partitions while the layout is changed, and those that there are no more.
 _NOBODY = "repartitioning"
@@ -128,10 +134,19 @@ class LayoutStore:
                 EVENTS_TOPIC,
                 partitions,
             )
-            rows = await connection.fetch(
-                "SELECT owner, lease_until FROM offsets WHERE topic = $1 ORDER BY part FOR UPDATE",
-                EVENTS_TOPIC,
+            known = await connection.fetch(
+                "SELECT part FROM offsets WHERE topic = $1 ORDER BY part", EVENTS_TOPIC
             )
+            rows: list[asyncpg.Record] = []
+            for row in known:
+                rows += await connection.fetch(
+                    """
+                    SELECT owner, lease_until FROM offsets WHERE topic = $1 AND part = $2
+                    FOR UPDATE
+                    """,
+                    EVENTS_TOPIC,
+                    row["part"],
+                )
             if await _unsent(connection):
                 return False
             leases = [r["lease_until"] for r in rows if r["lease_until"] and r["owner"] != _NOBODY]
@@ -147,7 +162,11 @@ class LayoutStore:
                 "UPDATE layout SET state = 'rehashing', fenced_until = $1",
                 max(leases, default=None),
             )
-            await _REHASHING.begin(connection, [EVENTS, IDS, ADJUSTMENTS])
+            await _REHASHING.begin(
+                connection,
+                await parts_with_rows(connection),
+                await with_days(connection, EVENTS, IDS, ADJUSTMENTS),
+            )
             return True
 
     async def seconds_of_leases(self) -> float:
@@ -163,47 +182,34 @@ class LayoutStore:
 
     async def forget_places(self, births: Sequence[str]) -> None:
         """Begin with the first record of partitions with these births, and no other ones."""
-        async with self._db.session() as connection:
-            await connection.execute(
-                """
-                UPDATE offsets AS o SET token = NULL, epoch = epoch + 1, updated_at = now(),
-                    birth = (SELECT b.birth FROM unnest($2::text[]) WITH ORDINALITY AS b (birth, n)
-                             WHERE b.n = o.part + 1)
-                WHERE topic = $1
-                """,
-                EVENTS_TOPIC,
-                list(births),
-            )
+        async with self._db.session() as connection, connection.transaction():
+            rows = await connection.fetch("SELECT part FROM offsets WHERE topic = $1", EVENTS_TOPIC)
+            for part in sorted(row["part"] for row in rows):
+                await connection.execute(
+                    """
+                    UPDATE offsets SET token = NULL, epoch = epoch + 1, updated_at = now(),
+                        birth = $3
+                    WHERE topic = $1 AND part = $2
+                    """,
+                    EVENTS_TOPIC,
+                    part,
+                    births[part] if part < len(births) else None,
+                )
 
     async def rehash_some(self, partitions: int) -> int:
         """Move the rows of one range to their parts; returns the blocks that are left."""
-        try:
-            async with self._db.session() as connection, connection.transaction():
-                place = await _REHASHING.next(connection)
-                if place is None:
-                    return 0
-                rows = await connection.fetch(
-                    f"""
-                    SELECT ctid, part, org_id, event_id FROM {place.relation}
-                    WHERE ctid >= $1 AND ctid < $2
-                    """,
-                    place.start,
-                    place.end,
-                )
-                moved = await asyncio.to_thread(_moved, rows, partitions)
-                await connection.execute(
-                    f"""
-                    UPDATE {place.relation} AS r SET part = moved.part
-                    FROM unnest($1::tid[], $2::smallint[]) AS moved (place, part)
-                    WHERE r.ctid = moved.place
-                    """,
-                    list(moved),
-                    list(moved.values()),
-                )
-                return await _REHASHING.left(connection)
-        except asyncpg.UndefinedTableError:
-            # Its day has been dropped meanwhile; the next step sees that.
-            return 1
+        async with self._db.session() as connection, connection.transaction():
+            place = await _REHASHING.next(connection)
+            if place is None:
+                return 0
+            rows = await connection.fetch(
+                f"SELECT ctid, org_id, event_id FROM {place.relation} WHERE {place.where}",
+                *place.arguments,
+            )
+            moved = await asyncio.to_thread(_moved, rows, place.part, partitions)
+            if moved:
+                await _move(connection, place, moved)
+            return await _REHASHING.left(connection)
 
     async def open(self, partitions: int) -> None:
         """Let the partitions be taken and events in; the change is done."""
@@ -242,11 +248,40 @@ async def _unsent(connection: Connection) -> int:
     return unsent
 
 
-def _moved(rows: Sequence[asyncpg.Record], partitions: int) -> dict[tuple[int, int], int]:
+async def _move(connection: Connection, place: Range, moved: Mapping[Tid, int]) -> None:
+    """Write rows of a range again with other parts: where rows lie by part, none can change it."""
+    columns: str = await connection.fetchval(
+        """
+        SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute
+        WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped
+            AND attname <> 'part'
+        """,
+        place.relation,
+    )
+    n = len(place.arguments) + 1
+    await connection.execute(
+        f"""
+        INSERT INTO {place.relation} (part, {columns})
+        SELECT moved.new_part, {columns}
+        FROM (SELECT ctid AS place, * FROM {place.relation} WHERE {place.where}) AS r
+        JOIN unnest(${n}::tid[], ${n + 1}::smallint[]) AS moved (place, new_part) USING (place)
+        """,
+        *place.arguments,
+        list(moved),
+        list(moved.values()),
+    )
+    await connection.execute(
+        f"DELETE FROM {place.relation} WHERE {place.where} AND ctid = ANY (${n}::tid[])",
+        *place.arguments,
+        list(moved),
+    )
+
+
+def _moved(rows: Sequence[asyncpg.Record], part: int, partitions: int) -> dict[Tid, int]:
     """The new part by the place of each row that has another one now."""
     found = {}
     for row in rows:
-        part = events_partition(row["org_id"].bytes, row["event_id"].bytes, partitions)
-        if part != row["part"]:
-            found[row["ctid"]] = part
+        new = events_partition(row["org_id"].bytes, row["event_id"].bytes, partitions)
+        if new != part:
+            found[row["ctid"]] = new
     return found

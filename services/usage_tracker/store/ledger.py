@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
-import asyncpg
 import numpy as np
 from asyncpg.pgproto import pgproto
 from numpy.typing import NDArray
@@ -18,7 +17,12 @@ from common.database import Change, Connection, Database
 from common.database.connection import using
 from common.database.copying import EPOCH_US, copy_rows, read_rows
 from common.threads import off_loop
-from common.timeseries import drop_partitions, ensure_partitions
+from common.timeseries import (
+    drop_partitions,
+    ensure_partitions,
+    ensure_partitions_apart,
+    partition_days,
+)
 from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.columns import ID_BYTES, Batch, identity_hashes
 from services.usage_tracker.domain.identities import Hashes, Identities
@@ -30,7 +34,7 @@ from services.usage_tracker.store.blocks import keep
 from services.usage_tracker.store.prices import PriceStore, catch_up_unpriced, note_unpriced
 from services.usage_tracker.store.repricing import ADJUSTMENTS, drop_finished
 from services.usage_tracker.store.rows import EVENT_COLUMNS, ID_COLUMNS, event_rows, id_rows
-from services.usage_tracker.store.sessions import SESSION_TABLES, append_session_deltas
+from services.usage_tracker.store.sessions import append_session_deltas, forget_sessions
 from services.usage_tracker.store.walks import Walk
 
 EVENTS = "events"
@@ -139,7 +143,7 @@ class UsageStore:
         ids, events = await off_loop(long, _id_and_event_rows, part, settled)
         days = _days(settled.accepted.numbers["received_at"]) - self._ready_days
         for table in (EVENTS, IDS):
-            await ensure_partitions(connection, table, days)
+            await ensure_partitions_apart(self._db, connection, table, days)
         await copy_rows(connection, IDS, ID_COLUMNS, ids)
         await copy_rows(connection, EVENTS, EVENT_COLUMNS, events)
         await note_unpriced(connection, part, settled.unpriced)
@@ -222,13 +226,17 @@ class UsageStore:
     async def note_watermarks(self, watermarks: Mapping[int, datetime]) -> None:
         """Keep, by part, the watermark that was last sent on."""
         async with self._db.session() as connection:
-            await connection.executemany(
-                """
-                INSERT INTO relays AS r (part, watermark) VALUES ($1, $2)
-                ON CONFLICT (part) DO UPDATE SET watermark = greatest(r.watermark, $2)
-                """,
-                list(watermarks.items()),
-            )
+            # Each part by itself: what keeps one from being noted keeps no other.
+            for part, watermark in watermarks.items():
+                await connection.execute(
+                    """
+                    INSERT INTO relays AS r (part, watermark) VALUES ($1, $2)
+                    ON CONFLICT (part) DO UPDATE
+                    SET watermark = greatest(r.watermark, excluded.watermark)
+                    """,
+                    part,
+                    watermark,
+                )
 
     async def least_watermark(self, parts: int) -> datetime | None:
         """Up to when everything accepted was counted and sent on, in all of so many parts.
@@ -292,8 +300,11 @@ class UsageStore:
                 await connection.execute(
                     "UPDATE delta_blocks SET forgetting = true WHERE NOT forgetting"
                 )
+                tables = await with_days(connection, EVENTS, ADJUSTMENTS)
                 await FORGETTING.begin(
-                    connection, [EVENTS, ADJUSTMENTS, "deltas", *SESSION_TABLES, "unpriced"]
+                    connection,
+                    await parts_with_rows(connection),
+                    {**tables, "deltas": None, "unpriced": None},
                 )
 
     async def forget_some(self) -> bool:
@@ -306,37 +317,54 @@ class UsageStore:
         Returns:
             Whether there may be more to do.
         """
-        try:
-            async with self._db.session() as connection, connection.transaction():
-                place = await FORGETTING.next(connection)
-                if place is None:
-                    await connection.execute(
-                        """
-                        DELETE FROM deleted_orgs WHERE walking AND NOT EXISTS (
-                            SELECT FROM walks WHERE name = $1 AND next_block < blocks
-                        ) AND NOT EXISTS (SELECT FROM delta_blocks WHERE forgetting)
-                        """,
-                        FORGETTING.name,
-                    )
-                    return False
-                await connection.execute(
-                    f"""
-                    DELETE FROM {place.relation} WHERE ctid >= $1 AND ctid < $2
-                        AND org_id = ANY (SELECT org_id FROM deleted_orgs WHERE walking)
-                    """,
-                    place.start,
-                    place.end,
-                )
-                return True
-        except asyncpg.UndefinedTableError:
-            # Its day has been dropped meanwhile; the next step sees that.
+        async with self._db.session() as connection, connection.transaction():
+            place = await FORGETTING.next(connection)
+            if place is None:
+                return await self._end_forgetting(connection)
+            gone = await connection.fetch("SELECT org_id FROM deleted_orgs WHERE walking")
+            await connection.execute(
+                f"""
+                DELETE FROM {place.relation} WHERE {place.where}
+                    AND org_id = ANY (${len(place.arguments) + 1}::uuid[])
+                """,
+                *place.arguments,
+                [row["org_id"] for row in gone],
+            )
             return True
+
+    async def _end_forgetting(self, connection: Connection) -> bool:
+        """Let the organizations be forgotten where nothing of theirs is left; else go on."""
+        gone = await connection.fetch("SELECT org_id FROM deleted_orgs WHERE walking")
+        if any([await forget_sessions(connection, row["org_id"]) for row in gone]):
+            return True
+        if await connection.fetchval("SELECT count(*) FROM delta_blocks WHERE forgetting"):
+            return False
+        await connection.execute(
+            """
+            DELETE FROM deleted_orgs WHERE walking AND NOT EXISTS (
+                SELECT FROM walks WHERE name = $1 AND next_block < blocks
+            )
+            """,
+            FORGETTING.name,
+        )
+        return False
 
     async def to_forget(self) -> int:
         """Deleted organizations whose rows are still there."""
         async with self._db.session() as connection:
             left: int = await connection.fetchval("SELECT count(*) FROM deleted_orgs")
         return left
+
+
+async def parts_with_rows(connection: Connection) -> list[int]:
+    """All parts that ever had rows."""
+    rows = await connection.fetch("SELECT part FROM parts ORDER BY part")
+    return [row["part"] for row in rows]
+
+
+async def with_days(connection: Connection, *tables: str) -> dict[str, list[date]]:
+    """Tables by day with the days that they have."""
+    return {table: await partition_days(connection, table) for table in tables}
 
 
 def _days(microseconds_: Integers) -> set[date]:

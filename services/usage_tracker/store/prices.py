@@ -180,17 +180,17 @@ class PriceStore:
         rows = await self._connection.fetch(
             """
             WITH adjusted AS (
-                SELECT received_at, event_id, sum(cost_nano) AS cost_nano,
+                SELECT part, received_at, event_id, sum(cost_nano) AS cost_nano,
                     sum(unpriced) AS unpriced
                 FROM adjustments
                 WHERE org_id = $1 AND received_at >= $2::timestamptz - interval '5 minutes'
                     AND received_at < $3::timestamptz + interval '8 days'
-                GROUP BY 1, 2
+                GROUP BY 1, 2, 3
             ), costs AS (
                 SELECT e.model, coalesce(e.provider, '') AS provider, e.client_cost_nano AS theirs,
                     CASE WHEN (e.cost_nano IS NULL)::integer + coalesce(a.unpriced, 0) = 0
                         THEN coalesce(e.cost_nano, 0) + coalesce(a.cost_nano, 0) END AS ours
-                FROM events AS e LEFT JOIN adjusted AS a USING (received_at, event_id)
+                FROM events AS e LEFT JOIN adjusted AS a USING (part, received_at, event_id)
                 WHERE e.org_id = $1 AND e.at >= $2 AND e.at < $3 AND e.model IS NOT NULL
                     AND e.received_at >= $2::timestamptz - interval '5 minutes'
                     AND e.received_at < $3::timestamptz + interval '8 days'
@@ -240,24 +240,30 @@ async def price_entries(connection: Connection, after: int) -> list[Entry]:
 
 async def catch_up_unpriced(connection: Connection, part: int) -> None:
     """Count the events without a price of deltas that a worker added who did not; the writer's."""
+    # The part's writer is the caller: what is read here stays so.
+    behind = await connection.fetchrow(
+        "SELECT unpriced_seq, last_seq FROM parts WHERE part = $1 AND unpriced_seq < last_seq", part
+    )
+    if behind is None:
+        return
     await connection.execute(
         """
-        WITH behind AS (
-            SELECT unpriced_seq, last_seq FROM parts WHERE part = $1 AND unpriced_seq < last_seq
-        ), noted AS (
-            INSERT INTO unpriced AS u (part, org_id, model, provider, events, first_at, last_at)
-            SELECT $1, org_id, model, coalesce(provider, ''), sum(unpriced_events), min(start),
-                max(start)
-            FROM behind JOIN deltas ON part = $1 AND seq > unpriced_seq AND seq <= last_seq
-            WHERE unpriced_events <> 0 GROUP BY 2, 3, 4
-            ON CONFLICT (part, org_id, model, provider) DO UPDATE SET
-                events = u.events + excluded.events,
-                first_at = least(u.first_at, excluded.first_at),
-                last_at = greatest(u.last_at, excluded.last_at)
-        )
-        UPDATE parts SET unpriced_seq = parts.last_seq FROM behind WHERE part = $1
+        INSERT INTO unpriced AS u (part, org_id, model, provider, events, first_at, last_at)
+        SELECT part, org_id, model, coalesce(provider, ''), sum(unpriced_events), min(start),
+            max(start)
+        FROM deltas
+        WHERE part = $1 AND seq > $2 AND seq <= $3 AND unpriced_events <> 0 GROUP BY 1, 2, 3, 4
+        ON CONFLICT (part, org_id, model, provider) DO UPDATE SET
+            events = u.events + excluded.events,
+            first_at = least(u.first_at, excluded.first_at),
+            last_at = greatest(u.last_at, excluded.last_at)
         """,
         part,
+        behind["unpriced_seq"],
+        behind["last_seq"],
+    )
+    await connection.execute(
+        "UPDATE parts SET unpriced_seq = $2 WHERE part = $1", part, behind["last_seq"]
     )
 
 

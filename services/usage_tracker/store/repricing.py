@@ -12,9 +12,9 @@ import numpy as np
 
 from common.columns import Integers, column_of
 from common.database import Connection, Database
-from common.timeseries import ensure_partitions
+from common.timeseries import ensure_partitions_apart, partition_days
 from services.usage_tracker.domain.columns import ABSENT, Batch
-from services.usage_tracker.domain.judging import microseconds, moment
+from services.usage_tracker.domain.judging import MAX_AHEAD, microseconds, moment
 from services.usage_tracker.domain.pricing import Cost
 from services.usage_tracker.domain.repricing import Counted, Repriced
 from services.usage_tracker.domain.windows import DIMENSIONS, TOKENS
@@ -167,9 +167,9 @@ class RepricingStore:
             found.id,
             generation,
         )
-        await _walk(part, found).begin(connection, await self._tables(connection, found))
+        await _walk(part, found).begin(connection, [part], await self._tables(connection, found))
 
-    async def _tables(self, connection: Connection, found: Order) -> list[str]:
+    async def _tables(self, connection: Connection, found: Order) -> dict[str, list[date]]:
         if found.unpriced_only and not await connection.fetchval(
             """
             SELECT coalesce(sum(events), 0) > 0 FROM unpriced
@@ -178,18 +178,11 @@ class RepricingStore:
             found.org_id,
             found.model,
         ):
-            return []
-        rows = await connection.fetch(
-            """
-            SELECT inhrelid::regclass::text AS name FROM pg_inherits
-            WHERE inhparent = 'events'::regclass
-                AND to_date(right(inhrelid::regclass::text, 8), 'YYYYMMDD')
-                    >= ($1::timestamptz - interval '5 minutes')::date
-            ORDER BY 1
-            """,
-            found.since,
-        )
-        return [row["name"] for row in rows]
+            return {}
+        first = (found.since - MAX_AHEAD).date()
+        return {
+            "events": [day for day in await partition_days(connection, "events") if day >= first]
+        }
 
     async def next_range(
         self, connection: Connection, part: int, found: Order, parts: int
@@ -210,6 +203,7 @@ class RepricingStore:
         """The order's events in a range of rows, with what they cost until now."""
         # So many probes look costly enough to the planner to compile them anew for each step.
         await connection.execute("SET LOCAL jit = off; SET LOCAL statement_timeout = '2s'")
+        own = len(place.arguments) + 1
         rows = await connection.fetch(
             f"""
             SELECT e.received_at, e.at, e.event_id, {", ".join(f"e.{n}" for n in _CODED)},
@@ -217,27 +211,28 @@ class RepricingStore:
                 {", ".join(_now(name) for name in Cost._fields)},
                 (e.cost_nano IS NULL)::integer + coalesce(a.unpriced, 0) = 0 AS priced,
                 CASE WHEN a.adjusted THEN a.version ELSE e.price_version END AS version
-            FROM {place.relation} AS e LEFT JOIN LATERAL (
+            FROM (
+                SELECT * FROM {place.relation} WHERE {place.where}
+                    AND org_id = ${own} AND at >= ${own + 1} AND model IS NOT NULL
+                    AND (${own + 2}::timestamptz IS NULL OR at < ${own + 2})
+                    AND (${own + 3}::text IS NULL OR model = ${own + 3})
+            ) AS e LEFT JOIN LATERAL (
                 SELECT {", ".join(f"sum({n})::bigint AS {n}" for n in Cost._fields)},
                     sum(unpriced)::bigint AS unpriced, count(*) > 0 AS adjusted,
                     (array_agg(new_version ORDER BY number DESC))[1] AS version
                 FROM adjustments AS a
-                WHERE a.part = $3 AND a.org_id = e.org_id AND a.event_id = e.event_id
+                WHERE a.part = ${own + 5} AND a.org_id = e.org_id AND a.event_id = e.event_id
                     AND a.received_at = e.received_at
             ) AS a ON true
-            WHERE e.ctid >= $1 AND e.ctid < $2 AND e.part = $3 AND e.org_id = $4 AND e.at >= $5
-                AND ($6::timestamptz IS NULL OR e.at < $6) AND e.model IS NOT NULL
-                AND ($7::text IS NULL OR e.model = $7) AND (NOT $8
-                    OR (e.cost_nano IS NULL)::integer + coalesce(a.unpriced, 0) <> 0)
+            WHERE NOT ${own + 4} OR (e.cost_nano IS NULL)::integer + coalesce(a.unpriced, 0) <> 0
             """,
-            place.start,
-            place.end,
-            part,
+            *place.arguments,
             found.org_id,
             found.since,
             found.until,
             found.model,
             found.unpriced_only,
+            part,
         )
         return _counted(rows) if rows else None
 
@@ -247,20 +242,21 @@ class RepricingStore:
         """Add adjustments, and count them with the order and the models without a price."""
         batch, more = repriced.batch, repriced.more
         received = [moment(at) for at in batch.numbers["received_at"].tolist()]
-        await ensure_partitions(connection, ADJUSTMENTS, _days(received))
+        await ensure_partitions_apart(self._db, connection, ADJUSTMENTS, _days(received))
         orgs = batch.coded["org_id"]
+        number: int = await connection.fetchval("SELECT nextval('adjustment_numbers')")
         await connection.execute(
             f"""
-            WITH step AS (SELECT nextval('adjustment_numbers') AS number)
             INSERT INTO adjustments (part, job, number, received_at, org_id, event_id, old_version,
                 new_version, unpriced, {", ".join(Cost._fields)}, cost_nano)
-            SELECT $1, $2, step.number, new.* FROM step, unnest(
-                $3::timestamptz[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::smallint[],
-                $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[]
+            SELECT $1, $2, $3, new.* FROM unnest(
+                $4::timestamptz[], $5::uuid[], $6::uuid[], $7::text[], $8::text[], $9::smallint[],
+                $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[]
             ) AS new
             """,
             part,
             found.id,
+            number,
             received,
             [UUID(bytes=orgs.at(index)) for index in range(batch.count)],
             [UUID(bytes=i.tobytes()) for i in batch.ids["event_id"]],

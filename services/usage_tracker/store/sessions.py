@@ -31,7 +31,6 @@ from services.usage_tracker.domain.sessions import (
     unpacked,
 )
 
-SESSION_TABLES = ("session_deltas", "sessions")
 _DELTA_COLUMNS = ("part", "seq", "org_id", "deltas", "data")
 _ROW = (
     *("first_at", "last_at", *SUMS, "project_id", "user_id", "session_id"),
@@ -43,6 +42,8 @@ _SELECTED = ", ".join(f"s.{name}" for name in _ROW)
 _PARTS = 1024
 # Deltas that a transaction moves.
 _STEP = 200_000
+# Rows that go at once.
+_FORGOTTEN = 10_000
 # More of them take milliseconds.
 _MANY = 500
 # The year 9999.
@@ -68,6 +69,26 @@ async def append_session_deltas(
     rows.coded(([one.deltas.to_bytes(4) for one in found], every))
     rows.coded(([one.data for one in found], every))
     await copy_rows(connection, "session_deltas", _DELTA_COLUMNS, rows.finish())
+
+
+async def forget_sessions(connection: Connection, org_id: UUID) -> bool:
+    """Remove some of what a deleted organization has left; returns whether there was any."""
+    parts = await connection.fetch("SELECT part FROM parts")
+    places = [("session_deltas", row["part"]) for row in parts]
+    places.append(("sessions", windows_partition(org_id, _PARTS)))
+    for table, part in places:
+        done = await connection.execute(
+            f"""
+            DELETE FROM {table} WHERE part = $1 AND org_id = $2 AND ctid = ANY (ARRAY(
+                SELECT ctid FROM {table} WHERE part = $1 AND org_id = $2 LIMIT $3))
+            """,
+            part,
+            org_id,
+            _FORGOTTEN,
+        )
+        if done != "DELETE 0":
+            return True
+    return False
 
 
 async def has_sessions(connection: Connection, org_id: UUID) -> bool:

@@ -229,17 +229,27 @@ class PartitionConsumer:
         for part, tenure in list(self._tenures.items()):
             if not tenure.worker.running:
                 self._end(part, tenure)
-        if not self._tenures:
-            return
-        until = monotonic() + self._lease
-        epochs = await self._offsets.renew(self._tenures)
+        began, renewed = monotonic(), 0
+        failure: Unavailable | None = None
+        # Each by itself: where partitions lie on several nodes, one that is away keeps no other.
         for part, tenure in list(self._tenures.items()):
-            if epochs.get(part) == tenure.epoch:
+            until = monotonic() + self._lease
+            try:
+                epoch = await self._offsets.renew(part)
+            except Unavailable as error:
+                failure = error
+                if monotonic() - began > self._lease / 3:
+                    break
+                continue
+            renewed += 1
+            if epoch == tenure.epoch:
                 tenure.held_until = until
             else:
                 _logger.warning("%s/%d is another's now", self._topic, part)
                 await tenure.worker.cut()
                 self._end(part, tenure)
+        if failure is not None and not renewed:
+            raise failure
 
     async def _learn_partitions(self) -> None:
         """How many there are may change while everybody's epochs are over.

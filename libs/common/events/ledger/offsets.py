@@ -73,39 +73,38 @@ class Offsets:
             )
         return Holding(row["token"], row["birth"], row["epoch"]) if row is not None else None
 
-    async def renew(self, parts: Collection[int]) -> dict[int, int]:
-        """Prolong the leases that are still this owner's; their epochs by partition."""
+    async def renew(self, part: int) -> int | None:
+        """Prolong the lease of a partition that is still this owner's; its epoch, or None."""
         async with self._db.session() as connection:
-            rows = await connection.fetch(
+            epoch: int | None = await connection.fetchval(
                 """
                 UPDATE offsets SET lease_until = now() + $4
-                WHERE topic = $1 AND part = ANY ($2::smallint[]) AND owner = $3
-                RETURNING part, epoch
+                WHERE topic = $1 AND part = $2 AND owner = $3
+                RETURNING epoch
                 """,
                 self._topic,
-                list(parts),
+                part,
                 self._owner,
                 self._lease,
             )
-        return {row["part"]: row["epoch"] for row in rows}
+        return epoch
 
     async def free(self, parts: Collection[int]) -> list[int]:
         """Those of the partitions, in order, that ``take`` would get now."""
         async with self._db.session() as connection:
             rows = await connection.fetch(
                 """
-                SELECT wanted.part FROM unnest($2::smallint[]) AS wanted (part)
-                LEFT JOIN offsets AS o ON o.topic = $1 AND o.part = wanted.part
-                WHERE o.lease_until IS NULL OR o.lease_until <= now() OR o.owner = $3
-                    OR (o.lease_until > now() + 2 * $4::interval AND o.lease_until < 'infinity')
-                ORDER BY wanted.part
+                SELECT part FROM offsets
+                WHERE topic = $1 AND part = ANY ($2::smallint[]) AND lease_until > now()
+                    AND owner IS DISTINCT FROM $3
+                    AND (lease_until <= now() + 2 * $4::interval OR lease_until = 'infinity')
                 """,
                 self._topic,
                 list(parts),
                 self._owner,
                 self._lease,
             )
-        return [row["part"] for row in rows]
+        return sorted(set(parts) - {row["part"] for row in rows})
 
     async def give_back(self, part: int, epoch: int) -> None:
         """Let others have the partition at once, if it is still held since that epoch began."""
@@ -124,15 +123,16 @@ class Offsets:
     async def release(self, parts: Collection[int]) -> None:
         """Let others have the partitions at once."""
         async with self._db.session() as connection:
-            await connection.execute(
-                """
-                UPDATE offsets SET lease_until = now()
-                WHERE topic = $1 AND part = ANY ($2::smallint[]) AND owner = $3
-                """,
-                self._topic,
-                list(parts),
-                self._owner,
-            )
+            for part in parts:
+                await connection.execute(
+                    """
+                    UPDATE offsets SET lease_until = now()
+                    WHERE topic = $1 AND part = $2 AND owner = $3
+                    """,
+                    self._topic,
+                    part,
+                    self._owner,
+                )
 
     async def holds(self, part: int, epoch: int) -> bool:
         """Whether nobody has taken the partition since the epoch began."""
