@@ -103,6 +103,22 @@ async def test_a_price_is_stated_as_exact_decimals_and_listed_newest_first(
     assert list((await call(served, "ListPrices", named, admin)).prices) == [second]
 
 
+async def test_who_has_one_organization_need_not_name_it_and_who_has_two_is_told_to(
+    served: Served, admin: Principal, org_id: UUID
+) -> None:
+    stated = (await call(served, "CreatePrice", stating(org_id), admin)).price
+    page = await call(served, "ListPrices", pb.ListPricesRequest(), admin)
+    assert list(page.prices) == [stated]
+    served.access.grant(admin, uuid4(), "admin")
+    for method, request in (
+        ("ListPrices", pb.ListPricesRequest()),
+        ("ListUnpriced", pb.ListUnpricedRequest()),
+        ("GetReconciliation", pb.GetReconciliationRequest()),
+    ):
+        with pytest.raises(Invalid, match="name one with org_id"):
+            await call(served, method, request, admin)
+
+
 async def test_a_repeat_with_its_key_states_no_second_price_and_all_is_told(
     served: Served, admin: Principal, org_id: UUID, published: Published
 ) -> None:

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from common.database import Change
 from common.errors import FieldError, Invalid
+from common.identity.call import current_call
 from common.paging import decode_key, encode_token, page_size
 from common.rpc.fields import moment, timestamp
 from mindweave.usage_tracker.v1 import prices_pb2 as pb
@@ -52,7 +53,7 @@ class PriceServicer(PriceServiceServicer):
         before = decode_key(request.page_token, _number)
         model = request.model if request.HasField("model") else None
         found = await self._prices.prices(
-            UUID(request.org_id), model, before[0] if before else None, size + 1
+            _org(request), model, before[0] if before else None, size + 1
         )
         more = len(found) > size
         return pb.ListPricesResponse(
@@ -64,7 +65,7 @@ class PriceServicer(PriceServiceServicer):
         self, request: pb.ListUnpricedRequest, context: Any
     ) -> pb.ListUnpricedResponse:
         size = page_size(request.page_size)
-        found = await self._prices.unpriced(UUID(request.org_id), _after(request), size + 1)
+        found = await self._prices.unpriced(_org(request), _after(request), size + 1)
         return pb.ListUnpricedResponse(
             unpriced=[
                 pb.UnpricedModel(
@@ -84,7 +85,7 @@ class PriceServicer(PriceServiceServicer):
     ) -> pb.GetReconciliationResponse:
         size = page_size(request.page_size)
         found = await self._prices.reconciled(
-            UUID(request.org_id),
+            _org(request),
             _given(request, "start"),
             _given(request, "end"),
             _after(request),
@@ -94,6 +95,12 @@ class PriceServicer(PriceServiceServicer):
             models=[_reconciled(one) for one in found[:size]],
             next_page_token=_token(found, size),
         )
+
+
+def _org(
+    request: pb.ListPricesRequest | pb.ListUnpricedRequest | pb.GetReconciliationRequest,
+) -> UUID:
+    return current_call().organization(request.org_id if request.HasField("org_id") else None)
 
 
 def _given(request: Message, name: str) -> Any:
