@@ -19,8 +19,9 @@ from time import monotonic
 from fleet.surroundings import BROKERS, KAFKA
 from tests.chaos.books import WrongAnswer
 from tests.chaos.faults.catalog import FAULTS, beside, short_round, whole_round
+from tests.chaos.ledger import NotFresh
 from tests.chaos.rounds import Failed, Tally, run_round
-from tests.chaos.scene import Scene, scene
+from tests.chaos.scene import Hangs, Scene, scene
 from tests.chaos.sending import NoAnswer
 
 
@@ -66,10 +67,10 @@ async def one_round(
         await run_round(found, faults, name, tally, tell)
     except* Failed:
         tell("ended: what is wrong stays so")
-    except* (NoAnswer, WrongAnswer) as clients:
-        for error in clients.exceptions:
-            tally.failures.append(f"a client: {error}")
-            tell(f"     WRONG: a client: {error}")
+    except* (NoAnswer, WrongAnswer, NotFresh, Hangs) as group:
+        for error in group.exceptions:
+            tally.failures.append(f"{type(error).__name__}: {error}")
+            tell(f"     WRONG: {tally.failures[-1]}")
 
 
 def keep(root: Path, folder: Path) -> None:

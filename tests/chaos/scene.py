@@ -160,7 +160,8 @@ class Scene:
     async def _unshared(self) -> str:
         if await self.tables.shared(len(WORKERS)):
             return ""
-        return f"partitions are worked on as {await self.tables.owners()}"
+        owners = await self.tables.owners()
+        return f"{len(owners)} partitions are worked on by {len(set(owners.values()))}"
 
     async def _brokers_out_of_step(self) -> str:
         return "" if await self.brokers.in_step() else "brokers are not in step"

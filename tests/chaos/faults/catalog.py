@@ -23,6 +23,7 @@ _ALWAYS: Mapping[str, Fault] = {
     "answers to clients lost": links.lose_answers,
     EVERYTHING: processes.kill_everything,
     "full disk under PostgreSQL": disks.fill_postgres,
+    "kill -9 of PostgreSQL on a full disk": disks.kill_postgres_on_a_full_disk,
     "worker cut from PostgreSQL": links.cut_worker_from_postgres,
     "slow link from worker to PostgreSQL": links.slow_worker_to_postgres,
 }
@@ -47,7 +48,12 @@ FAULTS: Mapping[str, Fault] = {**_ALWAYS, **_ONLY[KAFKA], **_ONLY[REDIS_STREAMS]
 # Of each of these a short round has one; of all others, each.
 _ALIKE = (
     ("kill -9 of all brokers", EVERYTHING),
-    ("full disk under PostgreSQL", "full disk under a broker", "full disk under the streams"),
+    (
+        "full disk under PostgreSQL",
+        "kill -9 of PostgreSQL on a full disk",
+        "full disk under a broker",
+        "full disk under the streams",
+    ),
     ("worker cut from PostgreSQL", "worker cut from Kafka", "ingest cut from Kafka"),
     ("slow link from worker to PostgreSQL", "slow link from ingest to Kafka"),
 )
@@ -73,10 +79,9 @@ def short_round(broker: str, rng: Random) -> list[str]:
 
 def beside(name: str, broker: str, rng: Random) -> str | None:
     """What is killed in the middle of this fault; None where that would be the same."""
-    server = name.rpartition(" ")[2]
     others = [
         other
         for other in _BESIDE
-        if other.rpartition(" ")[2] not in server and (other in _ALWAYS or other in _ONLY[broker])
+        if other.rpartition(" ")[2] not in name and (other in _ALWAYS or other in _ONLY[broker])
     ]
     return rng.choice(others) if others and name != EVERYTHING else None

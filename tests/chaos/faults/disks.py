@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -17,6 +19,8 @@ _SAYS = "No space left on device"
 # A broker whose log is a mapped file learns of it so.
 _FAULTS = (_SAYS, "unsafe memory access", "SIGBUS", "Shutdown broker")
 _FULL = 3.0
+# Longer than a start is tried for.
+_LONG = 15.0
 
 
 @asynccontextmanager
@@ -39,6 +43,23 @@ async def fill_postgres(scene: Scene) -> str:
         await asyncio.sleep(_FULL)
     panics, refusals = log.count("PANIC"), log.count(_SAYS)
     return shown(refusals, f"{said}: PostgreSQL said so {refusals} times, with {panics} PANIC")
+
+
+async def kill_postgres_on_a_full_disk(scene: Scene) -> str:
+    """It has to start, and perhaps cannot, where there is no space."""
+    log, pid = Log(scene.platform.data / "postgres.log"), await scene.pid("postgres")
+    await scene.under_load()
+    async with _full(scene.disks["postgres"]) as said:
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: log.has(_SAYS), "PostgreSQL notices that the disk is full")
+        await asyncio.sleep(_LONG)
+
+    async def is_another() -> bool:
+        return await scene.pid("postgres") not in (0, pid)
+
+    await until(is_another, "another in place of PostgreSQL")
+    refusals = log.count(_SAYS)
+    return f"{said}: {pid} → {await scene.pid('postgres')}, PostgreSQL said so {refusals} times"
 
 
 async def _need_space(scene: Scene) -> None:
