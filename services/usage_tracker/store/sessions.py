@@ -97,21 +97,25 @@ class SessionView:
         self._whose = windows_partition(org_id, _PARTS), org_id
         self.recent = recent
 
-    async def between(self, start_us: int, end_us: int) -> SessionDeltas:
-        """The rows that reach into a time (microseconds since 1970; the end is out)."""
+    async def between(self, start_us: int, end_us: int, named_us: int) -> SessionDeltas:
+        """The rows that reach into a time (microseconds since 1970; the end is out).
+
+        Of those that have a name only the ones that begin at a time or later.
+        """
         start, end = _moment(start_us), _moment(end_us)
         return _deltas(
             await self._connection.fetch(
                 f"""
                 SELECT {_SELECTED} FROM sessions AS s
                 WHERE part = $1 AND org_id = $2 AND first_at >= $3 AND first_at < $5
-                    AND last_at >= $4
+                    AND last_at >= $4 AND (session_id IS NULL OR first_at >= $6)
                 """,
                 *self._whose,
                 # No row reaches beyond a day.
                 _moment(start_us - start_us % DAY_US),
                 start,
                 end,
+                _moment(named_us),
             )
         )
 
