@@ -161,20 +161,21 @@ class SessionStore:
             yield SessionView(connection, org_id, recent)
 
     async def due(self, older_than: timedelta, more_than: int) -> list[UUID]:
-        """The organizations with deltas of such an age, or with so many, that become rows now."""
+        """The organizations with deltas of such an age, or with more than so many; oldest first."""
         async with self._db.session() as connection:
             rows = await connection.fetch(
                 """
                 SELECT org_id FROM session_deltas GROUP BY org_id
                 HAVING min(appended_at) < now() - $1::interval OR sum(deltas) > $2
+                ORDER BY min(appended_at)
                 """,
                 older_than,
                 more_than,
             )
         return [row["org_id"] for row in rows]
 
-    async def compact(self, org_id: UUID) -> bool:
-        """Add deltas of an organization to its rows; returns whether there may be more.
+    async def compact(self, org_id: UUID) -> int:
+        """Add some deltas of an organization to its rows; returns how many, 0 where none is left.
 
         Not of one whose rows are being removed: they would move out of the way. One process at a
         time does it.
@@ -190,7 +191,7 @@ class SessionStore:
                 """,
                 org_id,
             ):
-                return False
+                return 0
             taken = await connection.fetch(
                 """
                 WITH waiting AS (
@@ -206,10 +207,10 @@ class SessionStore:
                 _STEP,
             )
             if not taken:
-                return False
+                return 0
             more = await off_loop(True, unpacked, [row["data"] for row in taken])
             await self._add(connection, org_id, more)
-            return len(more) >= _STEP
+            return sum(row["deltas"] for row in taken)
 
     async def _add(self, connection: Connection, org_id: UUID, more: SessionDeltas) -> None:
         more = await off_loop(True, compacted, more, self.gap_us)
