@@ -29,6 +29,7 @@ pytestmark = pytest.mark.bus
 ORG, OWN = UUID(int=1), "a model of our own"
 TABLES = (
     *("events", "event_ids", "deltas", "parts", "relays", "outbox", "offsets", "adjustments"),
+    "session_deltas",
     *("unpriced", "walks", "repricings", "prices"),
 )
 
