@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from tests.e2e.oracle import DIMENSIONS, Key, Measures, Oracle
+from tests.e2e.paging import listed
 
 USAGE = (
     "events",
@@ -88,7 +89,33 @@ def differences(
             ]
             for page in pages:
                 found += _compare(f"{label} totals", page["totals"], total, measures)
+    return found + session_differences(client, org_id, oracle)
+
+
+def session_differences(client: httpx.Client, org_id: str, oracle: Oracle) -> list[str]:
+    """Every session in which the platform and the oracle differ."""
+    end = datetime.now(UTC) + timedelta(minutes=10)
+    period = {"start": (end - timedelta(days=8)).isoformat(), "end": end.isoformat()}
+    given = list(listed(client, "/v1/sessions", "sessions", org_id=org_id, **period))
+    expected = {(key, start): (stop, sums) for key, start, stop, sums in oracle.sessions()}
+    shown = {
+        ((s["project_id"], s["session_id"], s["user_id"]), _moment(s["started_at"])): s
+        for s in given
+    }
+    found = [f"session {key} is missing" for key in expected.keys() - shown.keys()]
+    found += [f"session {key} is too much" for key in shown.keys() - expected.keys()]
+    if len(shown) < len(given):
+        found.append(f"{len(given) - len(shown)} sessions are there again")
+    for key in shown.keys() & expected.keys():
+        stop, sums = expected[key]
+        found += _compare(f"session {key}", shown[key], sums, USAGE)
+        if _moment(shown[key]["ended_at"]) != stop:
+            found.append(f"session {key}: ended_at is {shown[key]['ended_at']}, not {stop}")
     return found
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def _key(row: dict[str, Any], granularity: str, group_by: Sequence[str]) -> Key:

@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 from uuid import UUID, uuid5
@@ -52,6 +52,7 @@ DIMENSIONS = (
     "mcp_server",
     "tool",
 )
+SESSION_GAP = timedelta(minutes=30)
 Key = tuple[str | None, ...]
 CostOf = Callable[[Mapping[str, Any]], list[Decimal] | None]
 
@@ -108,6 +109,10 @@ def cost_of(event: Mapping[str, Any], prices: Mapping[str, Any] = PRICES) -> lis
     return costs
 
 
+def _time(event: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(event["timestamp"])
+
+
 class Oracle:
     """The books of one organization, kept from acknowledged events alone.
 
@@ -140,6 +145,37 @@ class Oracle:
             key = (self.unit(event, granularity), *(labels[d] for d in wanted))
             self._add(found[key], event)
         return dict(found)
+
+    def sessions(self) -> list[tuple[Key, datetime, datetime, Measures]]:
+        """Of each its project, session_id and user, first and last time, and measures.
+
+        The user is None where there are several.
+        """
+        together: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
+        for event in self.events.values():
+            labels, named = self._labels(event), event.get("session_id")
+            user = labels["user_id"] if named is None else None
+            together[labels["project_id"], named, user].append(event)
+        found = []
+        for (project, named, _), events in together.items():
+            run: list[Mapping[str, Any]] = []
+            for event in sorted(events, key=_time):
+                if run and named is None and _time(event) - _time(run[-1]) >= SESSION_GAP:
+                    found.append(self._session(project, named, run))
+                    run = []
+                run.append(event)
+            found.append(self._session(project, named, run))
+        return found
+
+    def _session(
+        self, project: str | None, named: str | None, events: list[Mapping[str, Any]]
+    ) -> tuple[Key, datetime, datetime, Measures]:
+        measures = Measures()
+        for event in events:
+            self._add(measures, event)
+        users = {self._labels(event)["user_id"] for event in events}
+        user = users.pop() if len(users) == 1 else None
+        return (project, named, user), _time(events[0]), _time(events[-1]), measures
 
     def total(self) -> Measures:
         """Measures of everything."""

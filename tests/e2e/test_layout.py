@@ -136,7 +136,7 @@ def test_without_a_gateway_the_answer_is_a_problem_that_says_when_to_come_again(
     until(lambda: httpx.get(f"{platform.address}/health/ready").status_code == 200)
 
 
-def test_prices_are_the_gateways_and_events_are_ingests_under_their_own_path_alone(
+def test_what_is_read_is_the_gateways_and_what_is_sent_is_ingests_under_its_own_path_alone(
     platform: Platform, user: User
 ) -> None:
     def asked(method: str, path: str) -> tuple[int, str]:
@@ -146,19 +146,26 @@ def test_prices_are_the_gateways_and_events_are_ingests_under_their_own_path_alo
 
     others = ("/v1/events/", "/v1/%65vents", "/v1//events", "/V1/EVENTS", "/v1/prices/")
     unknown = {(method, path) for method in ("GET", "POST") for path in others}
+    # The gateway reads a path as it means; ingest has one spelling.
+    unknown.remove(("GET", "/v1/%65vents"))
     assert {asked(*one) for one in unknown} == {(404, "route_not_found")}
     for path in ("/v1/prices", "/v1/unpriced", "/v1/reconciliation"):
         assert asked("GET", path) == (422, "invalid_value")
         assert asked("DELETE", path) == (405, "method_not_allowed")
+    for path in ("/v1/sessions", "/v1/events", "/v1/%65vents"):
+        assert asked("GET", path) == (422, "missing_field")
+    told = user.client.options("/v1/events")
+    assert (told.status_code, told.headers["allow"]) == (204, "GET, HEAD, OPTIONS, POST")
 
     platform.hold("gateway-1")
-    without = [asked("GET", path) for path in ("/v1/prices", "/v1/reconciliation", "/v1/events/")]
-    events = asked("GET", "/v1/events")
+    gateways = ("/v1/prices", "/v1/reconciliation", "/v1/events/", "/v1/events")
+    without = [asked("GET", path) for path in gateways]
+    events = asked("POST", "/v1/events")
     platform.release("gateway-1")
     platform.wait_until("gateway-1")
 
     assert set(without) == {(503, "unavailable")}
-    assert events == (405, "method_not_allowed")
+    assert events == (422, "missing_field")
     until(lambda: httpx.get(f"{platform.address}/health/ready").status_code == 200)
 
 

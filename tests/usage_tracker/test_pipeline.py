@@ -43,6 +43,7 @@ pytestmark = pytest.mark.bus
 
 TABLES = (
     *("events", "event_ids", "deltas", "delta_blocks", "parts", "relays", "outbox", "offsets"),
+    *("session_deltas", "sessions"),
 )
 
 
@@ -57,16 +58,7 @@ async def bus(valkey: Valkey, db: Database) -> AsyncIterator[RedisStreamsBus]:
     bus = RedisStreamsBus(valkey.url, telemetry=silent_telemetry(), max_records=500)
     await bus.broker.command("FLUSHALL")
     async with db.session() as connection:
-        for table in (
-            "events",
-            "event_ids",
-            "deltas",
-            "delta_blocks",
-            "parts",
-            "relays",
-            "outbox",
-            "offsets",
-        ):
+        for table in TABLES:
             await connection.execute(f"DELETE FROM {table}")
     await bus.declare("usage.events", PARTS, ["usage_tracker"])
     await bus.declare("usage.windows", WINDOWS_PARTS, ["analytics"])

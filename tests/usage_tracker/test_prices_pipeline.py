@@ -28,17 +28,8 @@ pytestmark = pytest.mark.bus
 
 ORG, OWN = UUID(int=1), "a model of our own"
 TABLES = (
-    *(
-        "events",
-        "event_ids",
-        "deltas",
-        "delta_blocks",
-        "parts",
-        "relays",
-        "outbox",
-        "offsets",
-        "adjustments",
-    ),
+    *("events", "event_ids", "deltas", "delta_blocks", "parts", "relays", "outbox", "offsets"),
+    *("adjustments", "session_deltas"),
     *("unpriced", "walks", "repricings", "prices"),
 )
 

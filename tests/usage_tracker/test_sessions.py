@@ -208,7 +208,7 @@ def test_a_gap_begins_another_session_and_a_late_event_joins_the_two(arrived: Ma
     assert only.id not in (early, late)
     for old in (early, late, only.id):
         key, minute = key_and_minute(old)
-        assert key == earlier.keys[0]
+        assert [key] == earlier.keys_of(np.array([0]))
         assert only.started_us // MINUTE <= minute <= only.ended_us // MINUTE
 
 

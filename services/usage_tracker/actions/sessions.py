@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from uuid import UUID
 
 import numpy as np
 
-from common.columns import Mask
+from common.columns import Integers, Mask
 from common.threads import off_loop
 from services.usage_tracker.domain.islands import (
     Islands,
     Session,
+    begun_us,
     equal_ids,
     key_and_minute,
     key_table,
@@ -21,11 +23,13 @@ from services.usage_tracker.domain.windows import MINUTE_US
 from services.usage_tracker.store.sessions import SessionStore, SessionView
 
 # How much of the time that is asked for is looked at first; then so many times more.
-_FIRST_US = 10 * MINUTE_US
+_FIRST_US = MINUTE_US
 _MORE = 4
 
 # More deltas than these take milliseconds.
 _MANY = 500
+# Questions that a process works on.
+_AT_ONCE = 2
 
 # When a session began (microseconds since 1970), and its id.
 Place = tuple[int, UUID]
@@ -51,6 +55,8 @@ class Sessions:
 
     def __init__(self, store: SessionStore) -> None:
         self._store = store
+        # The process takes events in, too.
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def page(self, asked: Asked, after: Place | None, size: int) -> list[Session]:
         """Sessions, those that began last first, from the one after a place on; at most ``size``.
@@ -60,11 +66,12 @@ class Sessions:
         found: list[Session] = []
         end = asked.end_us if after is None else min(asked.end_us, after[0] + 1)
         span = _FIRST_US
-        async with self._store.view(asked.org_id) as view:
+        async with self._turns, self._store.view(asked.org_id) as view:
             recent = _of_project(view.recent, asked.project_id)
+            begun = await off_loop(len(recent) > _MANY, begun_us, recent)
             while asked.start_us < end and len(found) < size:
                 begin = max(asked.start_us, end - span)
-                islands = await self._that_began(view, recent, asked, begin, end)
+                islands = await self._that_began(view, recent, begun, asked, begin, end)
                 many = len(islands.deltas) > _MANY
                 found += await off_loop(
                     many, _chosen, islands, asked, (begin, end), after, size - len(found)
@@ -75,7 +82,7 @@ class Sessions:
     async def session(self, org_id: UUID, session_id: UUID) -> Session | None:
         """A session by its id, or by one that it had before an earlier event was counted."""
         key, minute = key_and_minute(session_id)
-        async with self._store.view(org_id) as view:
+        async with self._turns, self._store.view(org_id) as view:
             rows = await view.of_keys([key])
             many = len(view.recent) > _MANY
             table, codes = await off_loop(many, key_table, org_id, view.recent)
@@ -86,15 +93,22 @@ class Sessions:
         return islands.session(int(chosen[0])) if len(chosen) else None
 
     async def _that_began(
-        self, view: SessionView, recent: SessionDeltas, asked: Asked, begin: int, end: int
+        self,
+        view: SessionView,
+        recent: SessionDeltas,
+        begun: Integers,
+        asked: Asked,
+        begin: int,
+        end: int,
     ) -> Islands:
         """Whatever began in a time, whole; of others there may be parts."""
         gap = self._store.gap_us
         low, high = begin - gap, end + gap
         while True:
-            rows = _of_project(await view.between(low, high), asked.project_id)
+            rows = _of_project(await view.between(low, high, begin), asked.project_id)
             first, last = recent.rows["first_at"], recent.rows["last_at"]
-            near = recent.take((first < high) & (last >= low))
+            young = recent.session_id.none() | (begun >= begin)
+            near = recent.take((first < high) & (last >= low) & young)
             islands = await off_loop(
                 len(rows) + len(near) > _MANY, Islands, asked.org_id, together([rows, near]), gap
             )
@@ -103,22 +117,30 @@ class Sessions:
             if not len(ends) or int(ends.max()) + gap <= high:
                 break
             high = max(int(ends.max()) + gap, high + (high - low))
-        return await self._whole(view, recent, asked, islands)
+        return await self._whole(view, recent, asked, islands, _began(islands, begin, end))
 
     async def _whole(
-        self, view: SessionView, recent: SessionDeltas, asked: Asked, islands: Islands
+        self,
+        view: SessionView,
+        recent: SessionDeltas,
+        asked: Asked,
+        islands: Islands,
+        chosen: Mask,
     ) -> Islands:
-        """With all of those that events name, whenever it was."""
+        """Of those that events name only the chosen ones, with all that they ever had."""
         if not islands.named.any():
             return islands
         deltas = islands.deltas
         unnamed = deltas.take(deltas.session_id.none())
-        names = {name for name in deltas.session_id.listed() if name is not None}
-        same = np.array([name in names for name in recent.session_id.values], np.bool_)
+        known = np.flatnonzero(islands.named & chosen)
+        names = np.zeros(len(deltas.session_id.values), np.bool_)
+        names[deltas.session_id.codes[islands.starts[known]]] = True
+        wanted = {name for name, ok in zip(deltas.session_id.values, names, strict=True) if ok}
+        same = np.array([name in wanted for name in recent.session_id.values], np.bool_)
+        # Those of other projects, too, that have the name: they have to be whole as well.
         alike = recent.take(same[recent.session_id.codes])
-        known = np.flatnonzero(islands.named)
         table, _ = key_table(asked.org_id, alike)
-        keys = {islands.keys[n] for n in known.tolist()} | {UUID(bytes=k.tobytes()) for k in table}
+        keys = {UUID(bytes=key.tobytes()) for key in table} | set(islands.keys_of(known))
         rows = await view.of_keys(keys)
         return await off_loop(
             len(rows) + len(deltas) > _MANY,

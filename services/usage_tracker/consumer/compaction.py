@@ -12,6 +12,8 @@ _EVERY = timedelta(seconds=10)
 # Whatever has waited so long becomes rows, or what is so much that every question feels it.
 _AGE = timedelta(minutes=30)
 _MUCH = 500_000
+# Organizations of a step.
+_ORGANIZATIONS = 200
 
 
 class WindowCompaction:
@@ -47,9 +49,12 @@ class SessionCompaction:
         return Periodic("sessions", self.step, every=_EVERY)
 
     async def step(self) -> int:
-        """Returns the organizations whose deltas became rows."""
+        """Work on those that are due, for a bounded time; returns how many are left."""
         due = await self._store.due(self._age, self._much)
-        for org_id in due:
-            while await self._store.compact(org_id):
-                pass
-        return len(due)
+        moved = 0
+        for done, org_id in enumerate(due):
+            if done == _ORGANIZATIONS or moved >= self._much:
+                return len(due) - done
+            while moved < self._much and (some := await self._store.compact(org_id)):
+                moved += some
+        return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b
 from uuid import UUID
 
@@ -123,10 +122,10 @@ class Islands:
         """Which sessions the events name."""
         return self._named[self.starts]
 
-    @cached_property
-    def keys(self) -> list[UUID]:
-        """The key of each session."""
-        return [UUID(bytes=key) for key in _keys_at(self._org_id, self.deltas, self.starts)]
+    def keys_of(self, chosen: Integers) -> list[UUID]:
+        """The keys of some sessions."""
+        found = _keys_at(self._org_id, self.deltas, self.starts[chosen])
+        return [UUID(bytes=key) for key in found]
 
     def counted(self) -> Mask:
         """Which have events, and not corrections alone of events from before sessions."""
@@ -203,6 +202,19 @@ def compacted(deltas: SessionDeltas, gap_us: int) -> SessionDeltas:
         for name in SUMS:
             found.rows[name] = np.add.reduceat(sorted_[name], starts)
     return found
+
+
+def begun_us(deltas: SessionDeltas) -> Integers:
+    """When the session of each delta began by these alone; of one without a name, the delta."""
+    first: Integers = deltas.rows["first_at"].copy()
+    named = np.flatnonzero(~deltas.session_id.none())
+    if len(named):
+        some = deltas.take(named)
+        keys, count = dense(_keys(some, np.ones(len(named), np.bool_)))
+        earliest = np.full(count, np.iinfo(np.int64).max)
+        np.minimum.at(earliest, keys, first[named])
+        first[named] = earliest[keys]
+    return first
 
 
 def key_table(org_id: UUID, deltas: SessionDeltas) -> tuple[Bytes, Integers]:

@@ -118,21 +118,25 @@ class SessionView:
         self._whose = windows_partition(org_id, _PARTS), org_id
         self.recent = recent
 
-    async def between(self, start_us: int, end_us: int) -> SessionDeltas:
-        """The rows that reach into a time (microseconds since 1970; the end is out)."""
+    async def between(self, start_us: int, end_us: int, named_us: int) -> SessionDeltas:
+        """The rows that reach into a time (microseconds since 1970; the end is out).
+
+        Of those that have a name only the ones that begin at a time or later.
+        """
         start, end = _moment(start_us), _moment(end_us)
         return _deltas(
             await self._connection.fetch(
                 f"""
                 SELECT {_SELECTED} FROM sessions AS s
                 WHERE part = $1 AND org_id = $2 AND first_at >= $3 AND first_at < $5
-                    AND last_at >= $4
+                    AND last_at >= $4 AND (session_id IS NULL OR first_at >= $6)
                 """,
                 *self._whose,
                 # No row reaches beyond a day.
                 _moment(start_us - start_us % DAY_US),
                 start,
                 end,
+                _moment(named_us),
             )
         )
 
@@ -178,20 +182,21 @@ class SessionStore:
             yield SessionView(connection, org_id, recent)
 
     async def due(self, older_than: timedelta, more_than: int) -> list[UUID]:
-        """The organizations with deltas of such an age, or with so many, that become rows now."""
+        """The organizations with deltas of such an age, or with more than so many; oldest first."""
         async with self._db.session() as connection:
             rows = await connection.fetch(
                 """
                 SELECT org_id FROM session_deltas GROUP BY org_id
                 HAVING min(appended_at) < now() - $1::interval OR sum(deltas) > $2
+                ORDER BY min(appended_at)
                 """,
                 older_than,
                 more_than,
             )
         return [row["org_id"] for row in rows]
 
-    async def compact(self, org_id: UUID) -> bool:
-        """Add deltas of an organization to its rows; returns whether there may be more.
+    async def compact(self, org_id: UUID) -> int:
+        """Add some deltas of an organization to its rows; returns how many, 0 where none is left.
 
         Not of one whose rows are being removed: they would move out of the way. One process at a
         time does it.
@@ -207,7 +212,7 @@ class SessionStore:
                 """,
                 org_id,
             ):
-                return False
+                return 0
             taken = await connection.fetch(
                 """
                 WITH waiting AS (
@@ -223,10 +228,10 @@ class SessionStore:
                 _STEP,
             )
             if not taken:
-                return False
+                return 0
             more = await off_loop(True, unpacked, [row["data"] for row in taken])
             await self._add(connection, org_id, more)
-            return len(more) >= _STEP
+            return sum(row["deltas"] for row in taken)
 
     async def _add(self, connection: Connection, org_id: UUID, more: SessionDeltas) -> None:
         more = await off_loop(True, compacted, more, self.gap_us)

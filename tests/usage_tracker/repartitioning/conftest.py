@@ -20,6 +20,7 @@ from tests.usage_tracker.tracker import PARTS, SKEW, WINDOWS_PARTS
 
 TABLES = (
     *("events", "event_ids", "deltas", "delta_blocks", "parts", "relays", "outbox", "offsets"),
+    "session_deltas",
     *("layout", "walks", "partition_members"),
 )
 
