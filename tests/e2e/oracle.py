@@ -153,7 +153,7 @@ class Oracle:
         """
         together: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
         for event in self.events.values():
-            labels, named = self._labels(event), event.get("session_id")
+            labels, named = self.labels(event), event.get("session_id")
             user = labels["user_id"] if named is None else None
             together[labels["project_id"], named, user].append(event)
         found = []
@@ -173,7 +173,7 @@ class Oracle:
         measures = Measures()
         for event in events:
             self._add(measures, event)
-        users = {self._labels(event)["user_id"] for event in events}
+        users = {self.labels(event)["user_id"] for event in events}
         user = users.pop() if len(users) == 1 else None
         return (project, named, user), _time(events[0]), _time(events[-1]), measures
 
