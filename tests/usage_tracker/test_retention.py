@@ -248,3 +248,7 @@ async def test_days_to_come_have_their_partitions_before_they_begin(
     async with db.session() as connection:
         for table in ("events", "event_ids"):
             assert set(days) <= set(await partition_days(connection, table))
+        indexes = await connection.fetch(
+            "SELECT indexdef FROM pg_indexes WHERE tablename = 'events_p20310101'"
+        )
+    assert ["USING brin (at)" in row["indexdef"] for row in indexes] == [True]
