@@ -289,3 +289,8 @@ async def test_days_to_come_have_their_partitions_before_they_begin(
             made = set(days) & set(await partition_days(connection, table))
             # TimescaleDB makes them as rows come.
             assert made == (set() if variant == "timescaledb" else set(days))
+        indexes = await connection.fetch(
+            "SELECT indexdef FROM pg_indexes WHERE tablename = 'events_p20310101'"
+        )
+    brin = ["USING brin (at)" in row["indexdef"] for row in indexes]
+    assert brin == ([] if variant == "timescaledb" else [True])

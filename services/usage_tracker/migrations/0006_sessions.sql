@@ -41,4 +41,12 @@ CREATE INDEX sessions_time ON sessions (part, org_id, first_at);
 
 -- Which blocks hold events of a time: a page of events reads these alone. Of days to come only:
 -- those that are there would be read, and written to by nobody meanwhile.
-CREATE INDEX events_at ON ONLY events USING brin (at) WITH (autosummarize = on);
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = 'events'::regclass) THEN
+        CREATE INDEX events_at ON ONLY events USING brin (at) WITH (autosummarize = on);
+    ELSE
+        CREATE INDEX events_at ON events USING brin (at) WITH (autosummarize = on);
+    END IF;
+END
+$$;
