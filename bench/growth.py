@@ -37,6 +37,8 @@ ORGANIZATIONS = 10
 BATCH = 100
 QUERIES = 7
 IDLE_SECONDS = 3.0
+# Events a second, little enough for every load and a busy machine.
+RATE = 2000
 WEEK = timedelta(days=7)
 # Tables that grow with events, with those that grow with windows.
 DATABASES = ("usage_tracker", "analytics")
@@ -48,8 +50,9 @@ class Cost:
 
     Attributes:
         load: what it was.
-        visible_per_s: events a second until the last was visible.
-        cpu_us: processor time of an event, of all processes but the generator.
+        visible_per_s: events a second at full load, until the last was visible.
+        cpu_us: processor time of an event at ``RATE``, of all processes but the generator: the
+            faster events come, the less each costs.
         database_us: of that, PostgreSQL's.
         idle_ms: processor time of a second in which nothing comes, which is in the others, too.
         windows: deltas of windows for one event.
@@ -76,14 +79,15 @@ class Cost:
 
 async def cost(run: Run, load: int, seconds: float, asked: Tenant) -> Cost:
     """Send for so long, and see what it costs until all is visible and exact."""
-    warm = await run.load(1.0, BATCH)
-    await run.fresh(warm.accepted_at, run.tenants[:ORGANIZATIONS])
+    asked_of = run.tenants[:ORGANIZATIONS]
+    full = await run.load(seconds, BATCH)
+    await run.fresh(full.accepted_at, asked_of)
+    seen = time.time()
     url = facts_of(run.platform)["database_url"]
     idle = await _idle(run)
     before, sizes, deltas = run.cpu(), await _bytes(url), await _deltas(url)
-    sent = await run.load(seconds, BATCH)
-    await run.fresh(sent.accepted_at, run.tenants[:ORGANIZATIONS])
-    seen = time.time()
+    sent = await run.load(seconds, BATCH, RATE)
+    await run.fresh(sent.accepted_at, asked_of)
     used = {name: value - before.get(name, 0.0) for name, value in run.cpu().items()}
     grown = await _bytes(url) - sizes
     added = await _deltas(url) - deltas
@@ -91,7 +95,7 @@ async def cost(run: Run, load: int, seconds: float, asked: Tenant) -> Cost:
     micros = 1e6 / sent.accepted
     found = Cost(
         load=load,
-        visible_per_s=round(sent.accepted / (seen - sent.began)),
+        visible_per_s=round(full.accepted / (seen - full.began)),
         cpu_us=round(sum(used.values()) * micros, 1),
         database_us=round(micros * sum(v for n, v in used.items() if n.startswith("postgres")), 1),
         idle_ms=round(idle, 1),
@@ -268,7 +272,7 @@ def main() -> None:
     parser.add_argument("--organizations", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--stored", type=int, nargs="+", default=[1_000_000, 10_000_000])
     wanted = parser.parse_args()
-    print(f"{os.cpu_count()} cores, everything on them; batches of {BATCH}")
+    print(f"{os.cpu_count()} cores, everything on them; batches of {BATCH}, CPU at {RATE} a second")
     uvloop.run(measure(wanted))
 
 

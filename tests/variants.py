@@ -28,7 +28,7 @@ def told() -> str:
     """Which variants the tests run on and which not, as the last line of `make test` says it."""
     ran = [PLAIN, *given()]
     missing = [f"{name} (no {of})" for name, of in VARIABLES.items() if name not in ran]
-    return f"variants: ran {', '.join(ran)}; did not run {', '.join(missing) or 'none'}"
+    return f"variants: ran {', '.join(ran)}; not run: {', '.join(missing) or 'none'}"
 
 
 async def make_database(variant: str, admin_dsn: str, service: str) -> None:
