@@ -140,7 +140,7 @@ async def of_database(server: Postgres, settings: Settings, events: int, stored:
 
     async def add_up(number: int) -> None:
         await blocks(number)
-        await tracker_blocks.add_up()
+        await tracker_blocks.add_up(0, 2**60)
 
     tracker_blocks = BlockStore(tracker)
     await limits.run("PostgreSQL: deltas as blocks", blocks)

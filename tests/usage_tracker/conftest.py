@@ -331,7 +331,7 @@ async def world() -> AsyncIterator[World]:
             telemetry=telemetry,
             layouts=cast(Layouts, layouts),
             raw_retention=timedelta(days=7),
-            turns=Turns(at_once=2, shares=Shares(25_000_000, 12_000_000, 8_000_000)),
+            turns=Turns(at_once=2, shares=Shares(60_000_000, 12_000_000, 8_000_000)),
         )
 
         async def health() -> list[ServiceHealth]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
 from common.database import Database
 from services.analytics.domain.windows import Columns
+from services.usage_tracker.consumer.compaction import WindowCompaction
 from services.usage_tracker.store import BlockStore
 from tests.analytics.deltas import rows_of
 
@@ -32,8 +34,7 @@ async def add_up(db: Database) -> None:
             ON CONFLICT (part) DO UPDATE SET seq = excluded.seq
             """
         )
-    while await BlockStore(db).add_up():
-        continue
+    await WindowCompaction(BlockStore(db), timedelta(minutes=1)).step()
 
 
 async def total(db: Database, measure: str) -> int:

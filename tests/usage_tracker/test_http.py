@@ -388,7 +388,8 @@ async def test_who_has_much_in_hand_is_refused_at_once_and_others_are_served(wor
         assert (await world.send(an_event())).status_code == 202
         held.append(await slow.held(group, world.owner, 7_900_000))
         held.append(await slow.held(group, world.stranger, 7_900_000))
-        full = await slow.post(a_user(), 4_000_000)
+        held.append(await slow.held(group, world.viewer, 7_900_000))
+        full = await slow.post(a_user(), 7_900_000)
         assert (full.status_code, full.json()["code"]) == (503, "overloaded")
         assert full.headers["Retry-After"] == "1"
         slow.may_end.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -12,7 +12,7 @@ from services.usage_tracker.actions.turns import InHand, Shares, Turns
 
 pytestmark = pytest.mark.unit
 
-SHARES = Shares(everybody=100, org=60, credential=30)
+SHARES = Shares(everybody=400, org=60, credential=30)
 
 
 async def test_a_tenant_that_sends_much_waits_for_itself_and_another_one_is_next() -> None:
@@ -96,13 +96,27 @@ def test_what_is_in_hand_is_bounded_for_a_credential_an_organization_and_all() -
         arrives("one", "b", 30)
         with pytest.raises(RateLimited, match="organization"):
             arrives("one", "c", 2)
-        last = arrives("two", "d", 30)
-        arrives("three", "e", 9)
+        for org in range(4):
+            arrives(str(org), f"of {org}", 30)
         with pytest.raises(Unavailable) as full:
-            last.take(3)
+            arrives("five", "f", 60)
         assert (full.value.code, full.value.retry_after) == ("overloaded", 1.0)
     with ExitStack() as stack:
         # Nothing is left of those, and one alone is let in, however large.
         arrives("one", "a", 1_000)
         with pytest.raises(Unavailable):
             arrives("two", "b", 1)
+
+
+def test_however_many_take_what_they_can_there_is_room_for_one_more_who_holds_little() -> None:
+    turns = Turns(at_once=1, shares=Shares(everybody=1_000, org=1_000, credential=1_000))
+    with ExitStack() as stack:
+        stack.enter_context(turns.holding("first", "key")).take(1)
+        for tenant in range(12):
+            greedy = stack.enter_context(turns.holding(tenant, tenant))
+            with suppress(Unavailable):
+                for _ in range(1_000):
+                    greedy.take(1)
+        with pytest.raises(Unavailable):
+            greedy.take(1)
+        stack.enter_context(turns.holding("quiet", "key")).take(1)

@@ -242,7 +242,8 @@ class Ingest:
 
 
 def _tenant(principal: Principal) -> object:
-    return principal.org_id or principal.subject
+    """The organization where the credential says it, else who sends, with whatever credentials."""
+    return principal.org_id or principal.user_id or principal.subject
 
 
 def _head(principal: Principal, received_at: datetime, layout: Layout) -> _Head:

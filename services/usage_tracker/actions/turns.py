@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from common.errors import MindWeaveError, RateLimited, Unavailable
+from common.errors import RateLimited, Unavailable
 
 OVERLOADED = "overloaded"
 _AGAIN = 1.0
+_EVERYBODY = "everybody"
+# A tenant may hold one part in so many of what is free.
+_OF_FREE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +30,16 @@ class Shares:
 class _Owner:
     name: Hashable
     share: int
-    error: type[MindWeaveError]
-    message: str
-    code: str | None
+    what: str
 
 
 class InHand:
     """What has arrived of a body, which counts for all its owners; see ``Turns.holding``."""
 
-    def __init__(self, held: Counter[Hashable], owners: Sequence[_Owner]) -> None:
+    def __init__(self, held: Counter[Hashable], most: int, owners: Sequence[_Owner]) -> None:
         self._held = held
+        self._most = most
+        # The last one is the tenant.
         self._owners = owners
         self._size = 0
 
@@ -45,12 +48,23 @@ class InHand:
 
         Raises:
             RateLimited: the credential or the organization has its share in hand.
-            Unavailable: there is no room for anybody.
+            Unavailable: the tenant would hold more than a fourth of what is free. So those who come
+                find room while others fill the rest.
         """
         for owner in self._owners:
             others = self._held[owner.name] - self._size
             if others and others + self._size + size > owner.share:
-                raise owner.error(owner.message, code=owner.code, retry_after=_AGAIN)
+                raise RateLimited(
+                    f"Too many requests {owner.what} are under way;"
+                    " wait for their answers, or send less at a time.",
+                    retry_after=_AGAIN,
+                )
+        total = self._held[_EVERYBODY]
+        tenant = self._held[self._owners[-1].name]
+        if total > self._size and _OF_FREE * (tenant + size) > self._most - total:
+            raise Unavailable(
+                "Too many requests are under way.", code=OVERLOADED, retry_after=_AGAIN
+            )
 
     def take(self, size: int) -> None:
         """So many bytes more have arrived.
@@ -66,10 +80,10 @@ class InHand:
 
     def _add(self, size: int) -> None:
         self._size += size
-        for owner in self._owners:
-            self._held[owner.name] += size
-            if not self._held[owner.name]:
-                del self._held[owner.name]
+        for name in (_EVERYBODY, *(owner.name for owner in self._owners)):
+            self._held[name] += size
+            if not self._held[name]:
+                del self._held[name]
 
 
 class Turns:
@@ -90,38 +104,15 @@ class Turns:
     @contextmanager
     def holding(self, org: Hashable, credential: Hashable) -> Iterator[InHand]:
         """A body that arrives; it is in hand until the end of the block."""
-        body = InHand(self._held, self._owners(org, credential))
+        owners = (
+            _Owner(("credential", credential), self._shares.credential, "with this credential"),
+            _Owner(("org", org), self._shares.org, "of your organization"),
+        )
+        body = InHand(self._held, self._shares.everybody, owners)
         try:
             yield body
         finally:
             body.release()
-
-    def _owners(self, org: Hashable, credential: Hashable) -> Sequence[_Owner]:
-        shares = self._shares
-        yours = "wait for their answers, or send less at a time."
-        return (
-            _Owner(
-                ("credential", credential),
-                shares.credential,
-                RateLimited,
-                f"Too many requests with this credential are under way; {yours}",
-                None,
-            ),
-            _Owner(
-                ("org", org),
-                shares.org,
-                RateLimited,
-                f"Too many requests of your organization are under way; {yours}",
-                None,
-            ),
-            _Owner(
-                "everybody",
-                shares.everybody,
-                Unavailable,
-                "Too many requests are under way.",
-                OVERLOADED,
-            ),
-        )
 
     @asynccontextmanager
     async def turn(self, tenant: Hashable) -> AsyncIterator[None]:

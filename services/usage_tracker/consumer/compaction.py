@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 from common.periodic import Periodic
@@ -17,7 +18,7 @@ _ORGANIZATIONS = 200
 
 
 class WindowCompaction:
-    """Whichever worker comes first adds up what waits, of all parts; the others find nothing.
+    """Whichever worker comes first adds up what waits of a part; the others find nothing.
 
     Args:
         blocks: what waits.
@@ -32,8 +33,21 @@ class WindowCompaction:
         return Periodic("compaction", self.step, every=self._every)
 
     async def step(self) -> None:
-        """Add up all that was sent on."""
-        while await self._blocks.add_up():
+        """Add up all that was sent on before; a part that fails keeps no other one.
+
+        Raises:
+            ExceptionGroup: some parts failed, and wait for the next step.
+        """
+        failed: list[Exception] = []
+        for part, until in (await self._blocks.sent()).items():
+            (found,) = await asyncio.gather(self._all_of(part, until), return_exceptions=True)
+            if isinstance(found, Exception):
+                failed.append(found)
+        if failed:
+            raise ExceptionGroup("deltas wait to become rows", failed)
+
+    async def _all_of(self, part: int, until: int) -> None:
+        while await self._blocks.add_up(part, until):
             continue
 
 

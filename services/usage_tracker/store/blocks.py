@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +28,7 @@ _MANY = 500
 # Commits that are sent on at once, and rows that a worker of the release before has left.
 _COMMITS = 8
 _ROWS = 2_000
+_LOCK = "hashtextextended('mindweave.delta_blocks', $1::bigint)"
 # Deltas that one transaction adds up, in about a second and 100 MB.
 MOST_DELTAS = 300_000
 
@@ -80,25 +81,37 @@ class BlockStore:
                     return left
         return await off_loop(True, list, map(_numbered, rows))
 
-    async def add_up(self, most: int = MOST_DELTAS) -> int:
-        """Make rows of what was sent on, about so many deltas of each part; returns how many."""
-        done = 0
+    async def sent(self) -> dict[int, int]:
+        """By part, the number up to which deltas were sent on."""
         async with self._db.session() as connection:
-            parts = await connection.fetch("SELECT DISTINCT part FROM delta_blocks ORDER BY part")
-        for row in parts:
-            async with self._db.session() as connection, connection.transaction():
-                done += await _add_up(connection, row["part"], most)
-        return done
+            rows = await connection.fetch("SELECT part, seq FROM relays WHERE seq > 0")
+        return {row["part"]: row["seq"] for row in rows}
+
+    async def add_up(self, part: int, until: int, most: int = MOST_DELTAS) -> int:
+        """Make rows of deltas up to a number, about so many at once; returns how many it were.
+
+        0 where another process is about to, too.
+        """
+        async with self._db.session() as connection, connection.transaction():
+            if not await connection.fetchval(f"SELECT pg_try_advisory_xact_lock({_LOCK})", part):
+                return 0
+            return await _add_up(connection, part, until, most)
 
 
-async def _add_up(connection: Connection, part: int, most: int) -> int:
+async def hold(connection: Connection, parts: Iterable[int]) -> None:
+    """Wait until nobody makes rows of these parts' deltas, and let nobody in this transaction."""
+    for part in sorted(parts):
+        await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})", part)
+
+
+async def _add_up(connection: Connection, part: int, until: int, most: int) -> int:
     sent = await connection.fetch(
         """
         SELECT first_seq, last_seq FROM delta_blocks
-        WHERE part = $1 AND last_seq <= (SELECT seq FROM relays WHERE part = $1)
-        ORDER BY last_seq
+        WHERE part = $1 AND last_seq <= $2 ORDER BY last_seq
         """,
         part,
+        until,
     )
     rows = await connection.fetch(
         """
@@ -108,7 +121,6 @@ async def _add_up(connection: Connection, part: int, most: int) -> int:
         part,
         [last for first, last in sent if last - sent[0]["first_seq"] < most or first == sent[0][0]],
     )
-    # Whoever begins to forget waits for this to commit, or this has waited for it.
     deleted = await connection.fetch("SELECT org_id FROM deleted_orgs WHERE walking")
     gone = frozenset(row["org_id"].bytes for row in deleted)
     done = 0

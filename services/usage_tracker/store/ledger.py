@@ -30,7 +30,7 @@ from services.usage_tracker.domain.judging import microseconds, moment
 from services.usage_tracker.domain.pricing import DAY_US
 from services.usage_tracker.domain.settling import First, Identity, Settled
 from services.usage_tracker.domain.windows import Deltas
-from services.usage_tracker.store.blocks import keep
+from services.usage_tracker.store.blocks import hold, keep
 from services.usage_tracker.store.prices import PriceStore, catch_up_unpriced, note_unpriced
 from services.usage_tracker.store.repricing import ADJUSTMENTS, drop_finished
 from services.usage_tracker.store.rows import EVENT_COLUMNS, ID_COLUMNS, event_rows, id_rows
@@ -297,9 +297,8 @@ class UsageStore:
                 before,
             )
             if chosen:
-                await connection.execute(
-                    "UPDATE delta_blocks SET forgetting = true WHERE NOT forgetting"
-                )
+                await hold(connection, await parts_with_rows(connection))
+                await connection.execute("UPDATE delta_blocks SET forgetting = true")
                 tables = await with_days(connection, EVENTS, ADJUSTMENTS)
                 await FORGETTING.begin(
                     connection,

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from common.database import Database
+from services.usage_tracker.consumer.compaction import WindowCompaction
 from services.usage_tracker.domain.windows import DIMENSIONS, SUMS
 from services.usage_tracker.store import BlockStore, UsageStore
+from services.usage_tracker.store.blocks import hold
 from tests.usage_tracker.deltas import add_up, total, waiting
 from tests.usage_tracker.store.conftest import NOW, MakeArrived, MakeRecord, Owner
 
@@ -92,9 +94,10 @@ async def test_what_was_not_sent_on_waits(
     for number in range(3):
         await owner.process(record(arrived(), number=number))
     blocks = BlockStore(db)
-    assert await blocks.add_up() == 0
+    assert await blocks.sent() == {}
     await store.sent(0, 2)
-    assert await blocks.add_up() == 2
+    assert await blocks.sent() == {0: 2}
+    assert await blocks.add_up(0, 2) == 2
     assert [row["seq"] for row in await waiting(db, after=2)] == [3]
     assert await total(db, "events") == 3
 
@@ -106,7 +109,7 @@ async def test_some_at_a_time_and_several_at_once_double_nothing(
     before = added(await waiting(db))
     await store.sent(0, 10**9)
     blocks = BlockStore(db)
-    while any(await asyncio.gather(*(blocks.add_up(100) for _ in range(3)))):
+    while any(await asyncio.gather(*(blocks.add_up(0, 10**9, 100) for _ in range(3)))):
         continue
     assert added(await rows(db)) == before
 
@@ -142,22 +145,62 @@ async def test_deltas_of_a_deleted_organization_that_still_wait_become_no_rows(
     assert [row["org_id"] for row in await rows(db)] == [UUID(int=2).bytes]
 
 
-async def test_who_begins_to_forget_waits_for_rows_that_are_being_made(
+async def test_who_begins_to_forget_waits_for_rows_that_are_being_made_and_none_are_made_meanwhile(
     db: Database, owner: Owner, store: UsageStore, arrived: MakeArrived, record: MakeRecord
 ) -> None:
     await owner.process(record(*(arrived(org_id=UUID(int=1)) for _ in range(50))))
     async with db.change(call=None) as change:
         await store.note_deleted(change, UUID(int=1), NOW)
     async with db.session() as connection, connection.transaction():
-        await connection.execute("SELECT FROM delta_blocks FOR UPDATE")
+        await hold(connection, [0])
         begun = asyncio.create_task(store.begin_forgetting(NOW.replace(year=NOW.year + 1)))
         await asyncio.wait([begun], timeout=0.3)
         assert not begun.done()
+        assert await BlockStore(db).add_up(0, 10**9) == 0
     await begun
     await add_up(db)
     while await store.forget_some():
         continue
     assert await total(db, "events") == 0
+
+
+async def test_a_step_ends_though_more_is_sent_on_meanwhile_and_a_part_that_fails_keeps_no_other(
+    db: Database,
+    owner: Owner,
+    store: UsageStore,
+    arrived: MakeArrived,
+    record: MakeRecord,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await owner.process(record(arrived()))
+    await store.sent(0, 1)
+    blocks, asked = BlockStore(db), 0
+    true_add_up = blocks.add_up
+
+    async def and_more_comes(part: int, until: int) -> int:
+        nonlocal asked
+        asked += 1
+        await owner.process(record(arrived(), number=asked))
+        await store.sent(0, asked + 1)
+        return await true_add_up(part, until)
+
+    monkeypatch.setattr(blocks, "add_up", and_more_comes)
+    step = WindowCompaction(blocks, HOUR).step
+    await asyncio.wait_for(step(), 30)
+    assert asked == 2
+
+    async def fails_for_one(part: int, until: int) -> int:
+        if part == 0:
+            raise ZeroDivisionError
+        seen.append(part)
+        return 0
+
+    seen: list[int] = []
+    monkeypatch.setattr(blocks, "add_up", fails_for_one)
+    await store.sent(7, 1)
+    with pytest.raises(ExceptionGroup):
+        await step()
+    assert seen == [7]
 
 
 async def test_rows_that_the_release_before_has_not_sent_on_come_first_and_in_their_order(
@@ -169,7 +212,7 @@ async def test_rows_that_the_release_before_has_not_sent_on_come_first_and_in_th
         )
     before = await waiting(db)
     await store.sent(0, 3)
-    await BlockStore(db).add_up()
+    await BlockStore(db).add_up(0, 3)
     async with db.session() as connection:
         # As if it had sent only the first.
         await connection.execute("UPDATE relays SET seq = 1")
