@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from common.database.copying import CopyRows, copy_rows
 from common.threads import off_loop
 from services.usage_tracker.domain.islands import DAY_US, compacted, key_table, some_ids
 from services.usage_tracker.domain.judging import microseconds, moment
+from services.usage_tracker.domain.ranges import LATEST_US
 from services.usage_tracker.domain.records import windows_partition
 from services.usage_tracker.domain.sessions import (
     DELTA,
@@ -46,8 +48,6 @@ _STEP = 200_000
 _FORGOTTEN = 10_000
 # More of them take milliseconds.
 _MANY = 500
-# The year 9999.
-_LATEST_US = 253_370_764_800_000_000
 
 
 async def append_session_deltas(
@@ -106,52 +106,77 @@ async def has_sessions(connection: Connection, org_id: UUID) -> bool:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Sessions of which project and which user; None is any."""
+
+    project_id: UUID | None
+    user_id: UUID | None
+
+
 class SessionView:
     """The sessions of one organization as they were at one moment.
 
     Attributes:
+        org_id: whose.
         recent: the deltas that are not rows yet, of all times.
     """
 
     def __init__(self, connection: Connection, org_id: UUID, recent: SessionDeltas) -> None:
         self._connection = connection
+        self.org_id = org_id
         self._whose = windows_partition(org_id, _PARTS), org_id
         self.recent = recent
 
-    async def between(self, start_us: int, end_us: int, named_us: int) -> SessionDeltas:
+    async def between(
+        self, start_us: int, end_us: int, named: tuple[int, int], wanted: Wanted, most: int | None
+    ) -> SessionDeltas | None:
         """The rows that reach into a time (microseconds since 1970; the end is out).
 
-        Of those that have a name only the ones that begin at a time or later.
+        Args:
+            start_us: included.
+            end_us: excluded.
+            named: of those that have a name only the ones that begin in this time.
+            wanted: whose; rows with a name are of any user, since one user may begin a session
+                and another one go on with it.
+            most: None where there are more rows than so many; any number where it is None.
         """
         start, end = _moment(start_us), _moment(end_us)
-        return _deltas(
-            await self._connection.fetch(
-                f"""
-                SELECT {_SELECTED} FROM sessions AS s
-                WHERE part = $1 AND org_id = $2 AND first_at >= $3 AND first_at < $5
-                    AND last_at >= $4 AND (session_id IS NULL OR first_at >= $6)
-                """,
-                *self._whose,
-                # No row reaches beyond a day.
-                _moment(start_us - start_us % DAY_US),
-                start,
-                end,
-                _moment(named_us),
-            )
+        rows = await self._connection.fetch(
+            f"""
+            SELECT {_SELECTED} FROM sessions AS s
+            WHERE part = $1 AND org_id = $2 AND first_at >= $3 AND first_at < $5
+                AND last_at >= $4
+                AND (session_id IS NULL OR (first_at >= $6 AND first_at < $7))
+                AND ($8::uuid IS NULL OR project_id = $8)
+                AND ($9::uuid IS NULL OR session_id IS NOT NULL OR user_id = $9)
+            LIMIT $10
+            """,
+            *self._whose,
+            # No row reaches beyond a day.
+            _moment(start_us - start_us % DAY_US),
+            start,
+            end,
+            *map(_moment, named),
+            wanted.project_id,
+            wanted.user_id,
+            None if most is None else most + 1,
         )
+        if most is not None and len(rows) > most:
+            return None
+        return await off_loop(len(rows) > _MANY, _deltas, rows)
 
     async def of_keys(self, keys: Collection[UUID]) -> SessionDeltas:
         """All rows of what may be one session each."""
-        return _deltas(
-            await self._connection.fetch(
-                f"""
-                SELECT {_SELECTED} FROM sessions AS s
-                WHERE part = $1 AND org_id = $2 AND key = ANY ($3)
-                """,
-                *self._whose,
-                list(keys),
-            )
+        rows = await self._connection.fetch(
+            f"""
+            SELECT {_SELECTED} FROM sessions AS s
+            WHERE part = $1 AND org_id = $2 AND key = ANY ($3)
+            """,
+            *self._whose,
+            list(keys),
         )
+        return await off_loop(len(rows) > _MANY, _deltas, rows)
 
 
 class SessionStore:
@@ -302,4 +327,4 @@ def _deltas(found: Sequence[asyncpg.Record]) -> SessionDeltas:
 
 def _moment(us: int) -> datetime:
     """A time within the calendar of the database."""
-    return moment(min(max(us, 0), _LATEST_US))
+    return moment(min(max(us, 0), LATEST_US))

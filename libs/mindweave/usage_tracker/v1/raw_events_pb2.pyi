@@ -6,7 +6,6 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
@@ -219,6 +218,8 @@ class RawEvent(_message.Message):
     cache_write_5m_tokens: _builtins.int
     cache_write_1h_tokens: _builtins.int
     latency_ms: _builtins.float
+    metadata: _builtins.str
+    """As JSON text, so that no reader of numbers or of depth changes it."""
     client_cost_usd: _builtins.str
     """The client's own figure."""
     unpriced: _builtins.bool
@@ -238,8 +239,6 @@ class RawEvent(_message.Message):
     def timestamp(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp: ...
-    @_builtins.property
-    def metadata(self) -> _struct_pb2.Struct: ...
     @_builtins.property
     def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventAdjustment]:
         """In their order; the costs of all and counted_cost_usd are together cost_usd."""
@@ -273,7 +272,7 @@ class RawEvent(_message.Message):
         cache_write_5m_tokens: _builtins.int = ...,
         cache_write_1h_tokens: _builtins.int = ...,
         latency_ms: _builtins.float | None = ...,
-        metadata: _struct_pb2.Struct | None = ...,
+        metadata: _builtins.str | None = ...,
         client_cost_usd: _builtins.str | None = ...,
         unpriced: _builtins.bool = ...,
         input_usd: _builtins.str | None = ...,
