@@ -127,7 +127,7 @@ async def test_an_event_is_shown_as_it_was_sent_with_what_was_made_of_it(
         "input_tokens": "1000",
         "output_tokens": "100",
         "latency_ms": 812.5,
-        "metadata": '{"a": [1, {"b": null}], "c": 0.5}',
+        "metadata_json": '{"a": [1, {"b": null}], "c": 0.5}',
         "client_cost_usd": "0.000000005",
         "input_usd": "0.001000000",
         "output_usd": "0.000500000",
@@ -270,7 +270,7 @@ async def test_metadata_that_ingest_takes_is_shown_without_a_change(
     ]
     events = [arrived(org_id=org_id, metadata=text.encode()) for text in texts]
     await world.count(record(*events))
-    assert sorted(event.metadata for event in await paged(served, viewer)) == sorted(texts)
+    assert sorted(event.metadata_json for event in await paged(served, viewer)) == sorted(texts)
 
 
 async def test_a_page_ends_where_its_metadata_is_large(

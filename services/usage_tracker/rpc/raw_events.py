@@ -79,7 +79,7 @@ def _event(found: RawEvent) -> pb.RawEvent:
         timestamp=timestamp(row["at"]),
         received_at=timestamp(row["received_at"]),
         latency_ms=None if row["latency_us"] is None else row["latency_us"] / 1000,
-        metadata=row["metadata"],
+        metadata_json=row["metadata"],
         client_cost_usd=_usd(row["client_cost_nano"]),
         unpriced=found.unpriced,
         price_version=found.version,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ _PARTS = 1024
 _STEP = 200_000
 # Rows that go at once.
 _FORGOTTEN = 10_000
+# Seconds.
+_COUNTED_EVERY = 60.0
 # More of them take milliseconds.
 _MANY = 500
 
@@ -189,6 +192,7 @@ class SessionStore:
 
     def __init__(self, db: Database, gap: timedelta) -> None:
         self._db = db
+        self._count_at = 0.0
         self.gap_us = gap // timedelta(microseconds=1)
 
     @asynccontextmanager
@@ -207,18 +211,31 @@ class SessionStore:
             yield SessionView(connection, org_id, recent)
 
     async def due(self, older_than: timedelta, more_than: int) -> list[UUID]:
-        """The organizations with deltas of such an age, or with more than so many; oldest first."""
+        """The organizations with deltas of such an age, or with more than so many; oldest first.
+
+        All deltas are counted once a minute only, as long as no organization has too many.
+        """
+        now = asyncio.get_running_loop().time()
         async with self._db.session() as connection:
-            rows = await connection.fetch(
+            due = await connection.fetch(
                 """
-                SELECT org_id FROM session_deltas GROUP BY org_id
-                HAVING min(appended_at) < now() - $1::interval OR sum(deltas) > $2
-                ORDER BY min(appended_at)
+                SELECT org_id FROM session_deltas WHERE appended_at < now() - $1::interval
+                GROUP BY org_id ORDER BY min(appended_at)
                 """,
                 older_than,
-                more_than,
             )
-        return [row["org_id"] for row in rows]
+            if now >= self._count_at:
+                large = await connection.fetch(
+                    """
+                    SELECT org_id FROM session_deltas GROUP BY org_id
+                    HAVING sum(deltas) > $1 ORDER BY min(appended_at)
+                    """,
+                    more_than,
+                )
+                if not large:
+                    self._count_at = now + _COUNTED_EVERY
+                due += large
+        return list(dict.fromkeys(row["org_id"] for row in due))
 
     async def compact(self, org_id: UUID) -> int:
         """Add some deltas of an organization to its rows; returns how many, 0 where none is left.
