@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from common.exact import exact
 from common.identity.call import current_call
 from common.rpc.fields import moment, timestamp
 from mindweave.analytics.v1 import analytics_pb2 as pb
 from mindweave.analytics.v1 import analytics_pb2_grpc as pb_grpc
 from services.analytics.actions import Asked, Dashboard, Reports
-from services.analytics.domain.measures import DIMENSIONS, exact, quantile_ms, usd
+from services.analytics.domain.measures import DIMENSIONS, quantile_ms, usd
 
 if TYPE_CHECKING:
     from services.analytics.store import Row

@@ -70,13 +70,13 @@ async def test_a_deletion_is_answered_with_204_and_no_body(platform: Platform) -
 async def test_money_is_a_string_and_counts_are_numbers(platform: Platform) -> None:
     platform.served.access.grant(platform.user, UUID(ORG), "owner")
     platform.services["analytics"].replies["GetUsage"] = GetUsageResponse(
-        granularity="all", totals=UsageTotals(events=2**53 - 1, cost_usd="0.001234500")
+        granularity="all", totals=UsageTotals(events=2**53, cost_usd="0.001234500")
     )
     answer = await platform.http.get(
         f"/analytics/usage?org_id={ORG}&group_by=model,tool&granularity=all", headers=platform.auth
     )
     assert answer.status_code == 200
-    assert '"events":9007199254740991' in answer.text
+    assert '"events":9007199254740992' in answer.text
     assert answer.json()["totals"]["cost_usd"] == "0.001234500"
     assert answer.json()["rows"] == []
     assert answer.json()["fresh_until"] is None
@@ -85,7 +85,7 @@ async def test_money_is_a_string_and_counts_are_numbers(platform: Platform) -> N
 
 async def test_a_sum_beyond_what_json_numbers_hold_is_a_clear_error(platform: Platform) -> None:
     platform.services["analytics"].replies["GetUsage"] = GetUsageResponse(
-        totals=UsageTotals(input_tokens=2**53)
+        totals=UsageTotals(input_tokens=2**53 + 1)
     )
     answer = await platform.http.get("/analytics/usage", headers=platform.auth)
     assert answer.status_code == 422

@@ -21,8 +21,9 @@ from common.rpc.fields import timestamp
 from common.testing import Served, a_project_key, a_user, serve
 from mindweave.usage_tracker.v1 import raw_events_pb2 as pb
 from services.usage_tracker.actions.raw_events import RawEvents
+from services.usage_tracker.domain.ranges import RangeTooLong
 from services.usage_tracker.rpc.raw_events import RawEventServicer
-from services.usage_tracker.store.raw_events import RawEventStore
+from services.usage_tracker.store.raw_events import RawEventStore, RawEventView
 from tests.usage_tracker.conftest import NOW, MakeArrived, MakeRecord
 from tests.usage_tracker.plain import Arrived
 from tests.usage_tracker.repricing.conftest import DAY, HAIKU, OWN, World
@@ -126,7 +127,7 @@ async def test_an_event_is_shown_as_it_was_sent_with_what_was_made_of_it(
         "input_tokens": "1000",
         "output_tokens": "100",
         "latency_ms": 812.5,
-        "metadata": {"a": [1.0, {"b": None}], "c": 0.5},
+        "metadata_json": '{"a": [1, {"b": null}], "c": 0.5}',
         "client_cost_usd": "0.000000005",
         "input_usd": "0.001000000",
         "output_usd": "0.000500000",
@@ -247,9 +248,102 @@ async def test_what_is_wrong_is_refused(served: Served, viewer: Principal) -> No
         {"page_token": encode_token("-1", str(uuid4()))},
         {"page_token": encode_token("9" * 30, str(uuid4()))},
         {"page_token": encode_token("1", "x")},
+        {"page_token": encode_token(str(2**58 - 1), str(uuid4()))},
     ):
         with pytest.raises(Invalid):
             await listed(served, viewer, **wrong)
+
+
+async def test_metadata_that_ingest_takes_is_shown_without_a_change(
+    served: Served,
+    world: World,
+    viewer: Principal,
+    org_id: UUID,
+    arrived: MakeArrived,
+    record: MakeRecord,
+) -> None:
+    texts = [
+        '{"a":' + "9" * 400 + "}",
+        '{"a":9007199254740993}',
+        '{"a":' * 35 + "1" + "}" * 35,
+        '{"a":' + "[" * 45 + "]" * 45 + "}",
+    ]
+    events = [arrived(org_id=org_id, metadata=text.encode()) for text in texts]
+    await world.count(record(*events))
+    assert sorted(event.metadata_json for event in await paged(served, viewer)) == sorted(texts)
+
+
+async def test_a_page_ends_where_its_metadata_is_large(
+    served: Served,
+    world: World,
+    viewer: Principal,
+    org_id: UUID,
+    arrived: MakeArrived,
+    record: MakeRecord,
+) -> None:
+    large = b'{"a":"%b"}' % (b"\xc3\xa4" * 8_000)
+    events = [arrived(org_id=org_id, metadata=large) for _ in range(300)]
+    await world.count(record(*events))
+    page = await listed(served, viewer, page_size=500)
+    assert 0 < len(page.events) < 300
+    assert page.ByteSize() < 3_000_000
+    found = ids(await paged(served, viewer, page_size=500))
+    assert sorted(found) == sorted(UUID(bytes=event.row.event_id) for event in events)
+
+
+async def test_a_look_that_takes_too_long_asks_for_less_and_an_unknown_id_looks_at_no_event(
+    served: Served,
+    world: World,
+    viewer: Principal,
+    org_id: UUID,
+    database: Database,
+    arrived: MakeArrived,
+    record: MakeRecord,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    event = arrived(org_id=org_id)
+    await world.count(record(event))
+    monkeypatch.setattr("services.usage_tracker.store.raw_events._PATIENCE", 0.3)
+    async with database.session() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE events")
+        with pytest.raises(Invalid) as refused:
+            await listed(served, viewer)
+        assert refused.value.code == "range_too_long"
+        assert not await paged(served, viewer, event_id=str(uuid4()))
+    mine = UUID(bytes=event.row.event_id)
+    late = timestamp(NOW - timedelta(days=6))
+    assert ids(await paged(served, viewer, event_id=str(mine), start=late)) == [mine]
+
+
+async def test_what_was_found_in_time_is_a_page(
+    served: Served,
+    world: World,
+    viewer: Principal,
+    org_id: UUID,
+    arrived: MakeArrived,
+    record: MakeRecord,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    early = arrived(org_id=org_id, at=NOW - timedelta(hours=5))
+    late = arrived(org_id=org_id)
+    await world.count(record(early, late))
+    whole = RawEventView.between
+    looks = 0
+
+    async def once(self: RawEventView, *given: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise RangeTooLong
+        return await whole(self, *given)
+
+    monkeypatch.setattr(RawEventView, "between", once)
+    page = await listed(served, viewer)
+    assert ids(list(page.events)) == [UUID(bytes=late.row.event_id)]
+    rest = await paged(served, viewer, page_size=1)
+    assert ids(rest) == [UUID(bytes=one.row.event_id) for one in (late, early)]
+    after = await listed(served, viewer, page_token=page.next_page_token)
+    assert ids(list(after.events)) == ids(rest[1:])
 
 
 async def test_others_see_no_event(

@@ -82,7 +82,7 @@ async def counted(db: Database) -> int:
 async def in_sessions(db: Database, org_id: UUID) -> int:
     asked = Asked(org_id, 0, microseconds(NOW) * 2)
     found = await Sessions(SessionStore(db, timedelta(minutes=30))).page(asked, None, 500)
-    return sum(session.whole.events for session in found)
+    return sum(session.whole.events for session in found.sessions)
 
 
 async def test_days_are_dropped_by_the_watermark_of_the_slowest_part_and_not_by_the_clock(

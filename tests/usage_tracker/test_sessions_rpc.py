@@ -18,8 +18,9 @@ from common.rpc.fields import timestamp
 from common.testing import Served, a_project_key, a_user, a_user_key, serve
 from mindweave.usage_tracker.v1 import sessions_pb2 as pb
 from services.usage_tracker.actions.sessions import Sessions
+from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.rpc.sessions import SessionServicer
-from services.usage_tracker.store.sessions import SessionStore
+from services.usage_tracker.store.sessions import SessionStore, Wanted
 from tests.usage_tracker.conftest import NOW, MakeArrived, MakeRecord
 from tests.usage_tracker.repricing.conftest import World
 
@@ -147,10 +148,11 @@ async def test_the_time_asked_for_is_when_sessions_began(served: Served, viewer:
     assert len((await listed(served, viewer, end=start)).sessions) == 2
 
 
-@pytest.mark.parametrize("kind", ["", "AA", "x" * 1024, "forged", "long"])
+@pytest.mark.parametrize("kind", ["", "AA", "x" * 1024, "forged", "long", "late"])
 async def test_what_is_wrong_is_refused(served: Served, viewer: Principal, kind: str) -> None:
     tokens = {
         "forged": encode_token("-1", str(uuid4())),
+        "late": encode_token(str(2**58 - 1), str(uuid4())),
         "long": encode_token("9" * 40, str(uuid4())),
     }
     given: dict[str, Any] = {"page_token": tokens.get(kind, kind)}
@@ -193,3 +195,83 @@ async def test_others_are_not_shown_that_there_is_a_session(
             await listed(served, refused, org_id=str(org_id))
         with pytest.raises(error):
             await one(served, refused, named.id)
+
+
+async def test_a_sum_that_no_json_number_holds_is_named(
+    served: Served, database: Database, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    org, who = uuid4(), a_user()
+    served.access.grant(who, org, "viewer")
+    world = World(database, 1)
+    await world.count(record(arrived(org_id=org, session_id="s", input_tokens=2**53, model=None)))
+    (shown,) = (await listed(served, who)).sessions
+    assert shown.input_tokens == 2**53
+    events = [
+        arrived(org_id=org, session_id="s", input_tokens=2**53, model=None) for _ in range(1_400)
+    ]
+    await world.count(record(*events))
+    for asked in (listed(served, who), one(served, who, shown.id)):
+        with pytest.raises(Invalid, match="input_tokens") as refused:
+            await asked
+        assert refused.value.code == "sum_too_large"
+
+
+async def test_a_page_looks_at_so_many_rows_and_the_next_one_goes_on(
+    served: Served,
+    database: Database,
+    arrived: MakeArrived,
+    record: MakeRecord,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    org, who, others = uuid4(), a_user(), uuid4()
+    served.access.grant(who, org, "viewer")
+
+    def event(hours: int, user: UUID, name: str | None) -> Any:
+        at = NOW - timedelta(hours=hours)
+        return arrived(org_id=org, at=at, user_id=user, session_id=name)
+
+    await World(database, 1).count(
+        record(
+            *(event(hours, others, str(hours)) for hours in range(1, 20)),
+            event(20, others, "shared"),
+            event(18, USER, "shared"),
+            event(22, USER, None),
+        )
+    )
+    assert await SessionStore(database, timedelta(minutes=30)).compact(org)
+    monkeypatch.setattr("services.usage_tracker.actions.sessions._ROWS", 5)
+    start = timestamp(NOW - timedelta(days=2))
+    found, pages, token = [], 0, ""
+    while pages == 0 or token:
+        page = await listed(served, who, start=start, user_id=str(USER), page_token=token)
+        found += page.sessions
+        pages, token = pages + 1, page.next_page_token
+        assert pages < 50
+    assert [session.session_id for session in found] == ["shared", ""]
+    assert pages > 1
+
+
+async def test_rows_of_other_users_and_projects_are_not_read(
+    database: Database, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    org, project = uuid4(), uuid4()
+    await World(database, 1).count(
+        record(
+            *(arrived(org_id=org, user_id=uuid4()) for _ in range(20)),
+            arrived(org_id=org, user_id=USER, project_id=project),
+            arrived(org_id=org, user_id=USER),
+        )
+    )
+    store = SessionStore(database, timedelta(minutes=30))
+    assert await store.compact(org)
+    time = microseconds(NOW) - 1, microseconds(NOW) + 1
+    async with store.view(org) as view:
+        for wanted, rows in (
+            (Wanted(None, None), 22),
+            (Wanted(None, USER), 2),
+            (Wanted(project, None), 1),
+        ):
+            found = await view.between(*time, time, wanted, rows)
+            assert found is not None
+            assert len(found) == rows
+            assert await view.between(*time, time, wanted, rows - 1) is None

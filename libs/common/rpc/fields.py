@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import UTC, datetime
+from uuid import UUID
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
@@ -22,6 +23,16 @@ def timestamp(moment: datetime) -> Timestamp:
 def moment(message: Timestamp) -> datetime:
     """A time in UTC."""
     return message.ToDatetime(tzinfo=UTC)
+
+
+def given_moment(message: Message, name: str) -> datetime | None:
+    """The time in a field, in UTC; None where it is not set."""
+    return moment(getattr(message, name)) if message.HasField(name) else None
+
+
+def text(value: UUID | None) -> str | None:
+    """An id as messages carry it."""
+    return None if value is None else str(value)
 
 
 def changed_fields(

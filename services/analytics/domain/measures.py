@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from common.errors import FieldError, Invalid
-
 DIMENSIONS = (
     "model",
     "provider",
@@ -40,15 +38,6 @@ SUMS = (
 # Bin b of a sketch holds latencies in (GAMMA**(b-1), GAMMA**b] µs: within 1 % of its value.
 GAMMA = 1.02
 
-# The largest integer that every reader of JSON keeps exactly.
-MAX_SUM = 2**53
-
-
-class SumTooLarge(Invalid):
-    """A sum of the answer is larger than a JSON number can hold exactly."""
-
-    code = "sum_too_large"
-
 
 def quantile_ms(bins: Sequence[tuple[int, int]], q: float) -> float | None:
     """The q-quantile in milliseconds of a sketch of (bin, count), nearest rank, within 1 %."""
@@ -62,20 +51,6 @@ def quantile_ms(bins: Sequence[tuple[int, int]], q: float) -> float | None:
         if seen >= rank:
             return round(2 * GAMMA**index / (GAMMA + 1) / 1000, 6) if index > 0 else 0.001
     return None
-
-
-def exact(name: str, total: int) -> int:
-    """The sum, where JSON can hold it.
-
-    Raises:
-        SumTooLarge: it is beyond 2^53.
-    """
-    if abs(total) > MAX_SUM:
-        raise SumTooLarge(
-            f"The sum of {name} is beyond 2^53; ask for a shorter range or filter.",
-            fields=[FieldError("/start", "sum_too_large", f"too much {name} in the range")],
-        )
-    return total
 
 
 def usd(nano: int) -> str:

@@ -16,10 +16,11 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from common.errors import Invalid
+from common.exact import MAX_SUM
 from services.gateway.http.shapes import Field, fields_of
 
-# Beyond it a JSON number is not exact where numbers are doubles (RFC 7493).
-MAX_EXACT = 2**53 - 1
+# Beyond it a JSON number is not exact where numbers are doubles; an event may have so many tokens.
+MAX_EXACT = MAX_SUM
 
 Write = Callable[[Any], Any]
 Member = tuple[str, bool, bool, Write | None]

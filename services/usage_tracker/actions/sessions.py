@@ -20,11 +20,14 @@ from services.usage_tracker.domain.islands import (
 )
 from services.usage_tracker.domain.sessions import SessionDeltas, has_project, together
 from services.usage_tracker.domain.windows import MINUTE_US
-from services.usage_tracker.store.sessions import SessionStore, SessionView
+from services.usage_tracker.store.sessions import SessionStore, SessionView, Wanted
 
 # How much of the time that is asked for is looked at first; then so many times more.
 _FIRST_US = MINUTE_US
 _MORE = 4
+
+# Rows that one page looks at, but for those of the first span: with too many a page ends early.
+_ROWS = 30_000
 
 # More deltas than these take milliseconds.
 _MANY = 500
@@ -33,6 +36,8 @@ _AT_ONCE = 2
 
 # When a session began (microseconds since 1970), and its id.
 Place = tuple[int, UUID]
+# No session that began at once with it comes after it.
+_FIRST_ID = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,14 @@ class Asked:
     end_us: int
     project_id: UUID | None = None
     user_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some sessions, and the place after which the next ones are; None where there are none."""
+
+    sessions: list[Session]
+    next: Place | None
 
 
 class Sessions:
@@ -58,26 +71,39 @@ class Sessions:
         # The process takes events in, too.
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    async def page(self, asked: Asked, after: Place | None, size: int) -> list[Session]:
+    async def page(self, asked: Asked, after: Place | None, size: int) -> Page:
         """Sessions, those that began last first, from the one after a place on; at most ``size``.
 
-        A session is listed with all that it has, also beyond the time that is asked for.
+        A session is listed with all that it has, also beyond the time that is asked for. There may
+        be fewer, or none, on a page that is not the last.
         """
         found: list[Session] = []
+        wanted = Wanted(asked.project_id, asked.user_id)
+        left: int | None = None
         end = asked.end_us if after is None else min(asked.end_us, after[0] + 1)
         span = _FIRST_US
         async with self._turns, self._store.view(asked.org_id) as view:
             recent = _of_project(view.recent, asked.project_id)
             begun = await off_loop(len(recent) > _MANY, begun_us, recent)
-            while asked.start_us < end and len(found) < size:
+            while asked.start_us < end and len(found) <= size:
                 begin = max(asked.start_us, end - span)
-                islands = await self._that_began(view, recent, begun, asked, begin, end)
+                near = await self._near(view, recent, begun, (begin, end), wanted, left)
+                if near is None:
+                    return Page(found, (end, _FIRST_ID))
+                islands, rows = near
+                began = _began(islands, begin, end)
+                islands = await self._whole(view, recent, asked, islands, began)
                 many = len(islands.deltas) > _MANY
+                # One more tells whether there is another page.
                 found += await off_loop(
-                    many, _chosen, islands, asked, (begin, end), after, size - len(found)
+                    many, _chosen, islands, asked, (begin, end), after, size + 1 - len(found)
                 )
+                left = max(0, (_ROWS if left is None else left) - rows)
                 end, span = begin, span * _MORE
-        return found
+        if len(found) <= size:
+            return Page(found, None)
+        last = found[size - 1]
+        return Page(found[:size], (last.started_us, last.id))
 
     async def session(self, org_id: UUID, session_id: UUID) -> Session | None:
         """A session by its id, or by one that it had before an earlier event was counted."""
@@ -92,32 +118,37 @@ class Sessions:
         chosen = np.flatnonzero(islands.counted() & (islands.named | within))
         return islands.session(int(chosen[0])) if len(chosen) else None
 
-    async def _that_began(
+    async def _near(
         self,
         view: SessionView,
         recent: SessionDeltas,
         begun: Integers,
-        asked: Asked,
-        begin: int,
-        end: int,
-    ) -> Islands:
-        """Whatever began in a time, whole; of others there may be parts."""
+        time: tuple[int, int],
+        wanted: Wanted,
+        most: int | None,
+    ) -> tuple[Islands, int] | None:
+        """Whatever began in a time, of others parts, and of how many rows.
+
+        Those without a name are whole. None where there are more than ``most`` rows.
+        """
         gap = self._store.gap_us
+        begin, end = time
         low, high = begin - gap, end + gap
         while True:
-            rows = _of_project(await view.between(low, high, begin), asked.project_id)
+            rows = await view.between(low, high, time, wanted, most)
+            if rows is None:
+                return None
             first, last = recent.rows["first_at"], recent.rows["last_at"]
             young = recent.session_id.none() | (begun >= begin)
             near = recent.take((first < high) & (last >= low) & young)
             islands = await off_loop(
-                len(rows) + len(near) > _MANY, Islands, asked.org_id, together([rows, near]), gap
+                len(rows) + len(near) > _MANY, Islands, view.org_id, together([rows, near]), gap
             )
             ends = islands.ended[~islands.named & _began(islands, begin, end)]
             # What was not looked at begins later; it belongs to none that ended so long before.
             if not len(ends) or int(ends.max()) + gap <= high:
-                break
+                return islands, len(rows)
             high = max(int(ends.max()) + gap, high + (high - low))
-        return await self._whole(view, recent, asked, islands, _began(islands, begin, end))
 
     async def _whole(
         self,

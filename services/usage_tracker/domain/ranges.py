@@ -7,7 +7,21 @@ from datetime import datetime, timedelta
 from common.errors import FieldError, Invalid
 from services.usage_tracker.domain.judging import MAX_AHEAD
 
+# The year 9999, in microseconds since 1970: the last that a time can have.
+LATEST_US = 253_370_764_800_000_000
 _DAY = timedelta(days=1)
+
+
+class RangeTooLong(Invalid):
+    """What is asked for would be looked for in too much."""
+
+    code = "range_too_long"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "To look through this time takes too long; narrow start and end.",
+            fields=[FieldError("/start", "range_too_long", "too much lies in the range")],
+        )
 
 
 def asked_range(
@@ -29,6 +43,18 @@ def asked_range(
     if begin >= end:
         raise _refused("start", "must be earlier than end")
     return begin, min(end, last)
+
+
+def place_us(text: str) -> int:
+    """Microseconds since 1970, as a page token has them.
+
+    Raises:
+        ValueError: it is no number, or no time that an event can have.
+    """
+    number = int(text)
+    if not 0 <= number < LATEST_US:
+        raise ValueError(text)
+    return number
 
 
 def _refused(field: str, message: str) -> Invalid:

@@ -9,6 +9,8 @@ CREATE TABLE session_deltas (
     data bytea NOT NULL,
     PRIMARY KEY (part, org_id, seq)
 );
+-- Tells whether any of them are due, without the others.
+CREATE INDEX session_deltas_age ON session_deltas (appended_at);
 -- Packed already; to try again takes longer than to write it.
 ALTER TABLE session_deltas ALTER COLUMN data SET STORAGE EXTERNAL;
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from datetime import datetime
 from typing import Any
 from uuid import UUID
-
-from google.protobuf.struct_pb2 import Struct
 
 from common.clock import Clock
 from common.identity.call import current_call
 from common.paging import decode_key, encode_token, page_size
-from common.rpc.fields import moment, timestamp
+from common.rpc.fields import given_moment, text, timestamp
+from common.threads import off_loop
 from mindweave.usage_tracker.v1 import raw_events_pb2 as pb
 from mindweave.usage_tracker.v1.raw_events_pb2_grpc import RawEventServiceServicer
-from services.usage_tracker.actions.raw_events import AskedEvents, RawEvents
+from services.usage_tracker.actions.raw_events import AskedEvents, Page, RawEvents
 from services.usage_tracker.domain import judging
 from services.usage_tracker.domain.pricing import usd
-from services.usage_tracker.domain.ranges import asked_range
+from services.usage_tracker.domain.ranges import asked_range, place_us
 from services.usage_tracker.domain.raw_events import MONEY, Adjustment, RawEvent
 from services.usage_tracker.domain.windows import TOKENS
 
@@ -27,7 +26,8 @@ _SAME = (
     *("session_id", "request_id", "decision_id", "status", "error_type", *TOKENS),
 )
 _TEXTS = ("event_type", "model", "session_id")
-_LAST = 2**58
+# More events take milliseconds.
+_MANY = 50
 
 
 class RawEventServicer(RawEventServiceServicer):
@@ -44,9 +44,7 @@ class RawEventServicer(RawEventServiceServicer):
         given = {field.name: value for field, value in request.ListFields()}
         org_id = call.organization(given.get("org_id"))
         start, end = asked_range(
-            moment(request.start) if "start" in given else None,
-            moment(request.end) if "end" in given else None,
-            self._clock.now(),
+            given_moment(request, "start"), given_moment(request, "end"), self._clock.now()
         )
         equal: dict[str, object] = {name: given.get(name) for name in _TEXTS}
         for name in ("user_id", "event_id"):
@@ -54,35 +52,34 @@ class RawEventServicer(RawEventServiceServicer):
         equal["project_id"] = call.project(given.get("project_id"))
         size = page_size(request.page_size)
         after = decode_key(request.page_token, _moment, UUID)
-        found = await self._events.page(
-            AskedEvents(org_id, start, end, equal), after and (after[0], after[1]), size + 1
+        page = await self._events.page(
+            AskedEvents(org_id, start, end, equal), after and (after[0], after[1]), size
         )
-        last = found[size - 1].row if len(found) > size else None
-        return pb.ListEventsResponse(
-            events=[_event(one) for one in found[:size]],
-            next_page_token=None
-            if last is None
-            else encode_token(str(judging.microseconds(last["at"])), str(last["event_id"])),
-        )
+        return await off_loop(len(page.events) > _MANY, _answer, page)
 
 
-def _moment(text: str) -> Any:
-    number = int(text)
-    if not 0 <= number < _LAST:
-        raise ValueError(text)
-    return judging.moment(number)
+def _answer(page: Page) -> pb.ListEventsResponse:
+    last = page.next
+    return pb.ListEventsResponse(
+        events=[_event(one) for one in page.events],
+        next_page_token=last and encode_token(str(judging.microseconds(last[0])), str(last[1])),
+    )
+
+
+def _moment(text: str) -> datetime:
+    return judging.moment(place_us(text))
 
 
 def _event(found: RawEvent) -> pb.RawEvent:
     row = found.row
     shown: dict[str, Any] = {name: row[name] for name in _SAME}
-    shown |= {name: _text(row[name]) for name in _IDS}
+    shown |= {name: text(row[name]) for name in _IDS}
     shown |= {_in_usd(name): _usd(found.nano(name)) for name in MONEY}
     return pb.RawEvent(
         timestamp=timestamp(row["at"]),
         received_at=timestamp(row["received_at"]),
         latency_ms=None if row["latency_us"] is None else row["latency_us"] / 1000,
-        metadata=None if row["metadata"] is None else _struct(row["metadata"]),
+        metadata_json=row["metadata"],
         client_cost_usd=_usd(row["client_cost_nano"]),
         unpriced=found.unpriced,
         price_version=found.version,
@@ -107,13 +104,3 @@ def _in_usd(name: str) -> str:
 
 def _usd(nano: int | None) -> str | None:
     return None if nano is None else usd(nano)
-
-
-def _text(value: UUID | None) -> str | None:
-    return None if value is None else str(value)
-
-
-def _struct(metadata: str) -> Struct:
-    made = Struct()
-    made.update(json.loads(metadata))
-    return made

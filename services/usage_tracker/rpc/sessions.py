@@ -8,23 +8,23 @@ from uuid import UUID
 
 from common.clock import Clock
 from common.errors import NotFound
+from common.exact import exact
 from common.identity.call import current_call
 from common.paging import decode_key, encode_token, page_size
-from common.rpc.fields import moment, timestamp
+from common.rpc.fields import given_moment, text, timestamp
 from mindweave.usage_tracker.v1 import sessions_pb2 as pb
 from mindweave.usage_tracker.v1.sessions_pb2_grpc import SessionServiceServicer
 from services.usage_tracker.actions.sessions import Asked, Sessions
 from services.usage_tracker.domain import judging
 from services.usage_tracker.domain.islands import Part, Session, of_models, of_tools
 from services.usage_tracker.domain.pricing import usd
-from services.usage_tracker.domain.ranges import asked_range
+from services.usage_tracker.domain.ranges import asked_range, place_us
 
 _TOOL, _MARK = "mcp_tool", "session"
 _COUNTS = (
     *("errors", "unpriced_events", "input_tokens", "output_tokens"),
     *("cache_read_tokens", "cache_write_tokens"),
 )
-_LAST = 2**58
 
 
 class SessionServicer(SessionServiceServicer):
@@ -40,9 +40,7 @@ class SessionServicer(SessionServiceServicer):
         call = current_call()
         org_id = call.organization(request.org_id if request.HasField("org_id") else None)
         start, end = asked_range(
-            moment(request.start) if request.HasField("start") else None,
-            moment(request.end) if request.HasField("end") else None,
-            self._clock.now(),
+            given_moment(request, "start"), given_moment(request, "end"), self._clock.now()
         )
         asked = Asked(
             org_id,
@@ -52,14 +50,11 @@ class SessionServicer(SessionServiceServicer):
             UUID(request.user_id) if request.HasField("user_id") else None,
         )
         size = page_size(request.page_size)
-        after = decode_key(request.page_token, _microseconds, UUID)
-        found = await self._sessions.page(asked, after and (after[0], after[1]), size + 1)
-        last = found[size - 1] if len(found) > size else None
+        after = decode_key(request.page_token, place_us, UUID)
+        page = await self._sessions.page(asked, after and (after[0], after[1]), size)
         return pb.ListSessionsResponse(
-            sessions=[_session(org_id, one) for one in found[:size]],
-            next_page_token=None
-            if last is None
-            else encode_token(str(last.started_us), str(last.id)),
+            sessions=[_session(org_id, one, "/start") for one in page.sessions],
+            next_page_token=page.next and encode_token(*map(str, page.next)),
         )
 
     async def GetSession(
@@ -73,25 +68,23 @@ class SessionServicer(SessionServiceServicer):
                 if call.project(None) not in (None, found.project_id):
                     raise NotFound
                 call.authorize(org_id, found.project_id)
-                return pb.GetSessionResponse(session=_session(org_id, found))
+                return pb.GetSessionResponse(session=_session(org_id, found, "/id"))
         raise NotFound
 
 
-def _microseconds(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < _LAST:
-        raise ValueError(text)
-    return number
+def _session(org_id: UUID, found: Session, asked: str) -> pb.Session:
+    """A message.
 
-
-def _session(org_id: UUID, found: Session) -> pb.Session:
+    Raises:
+        SumTooLarge: a sum is beyond 2^53; it points at what was ``asked``.
+    """
     parts = found.used.items()
     return pb.Session(
         id=str(found.id),
         org_id=str(org_id),
         session_id=found.session_id,
-        project_id=_text(found.project_id),
-        user_id=_text(found.user_id),
+        project_id=text(found.project_id),
+        user_id=text(found.user_id),
         started_at=timestamp(judging.moment(found.started_us)),
         ended_at=timestamp(judging.moment(found.ended_us)),
         duration_ms=(found.ended_us - found.started_us) / 1000,
@@ -101,7 +94,7 @@ def _session(org_id: UUID, found: Session) -> pb.Session:
         cost_usd=usd(found.whole.cost_nano),
         models=[
             pb.SessionModel(
-                model=model, calls=part.events, cost_usd=usd(part.cost_nano), **_counts(part)
+                model=model, calls=part.events, cost_usd=usd(part.cost_nano), **_counts(part, asked)
             )
             for model, part in of_models(found)
         ],
@@ -115,7 +108,7 @@ def _session(org_id: UUID, found: Session) -> pb.Session:
             )
             for (server, tool), part in of_tools(found)
         ],
-        **_counts(found.whole),
+        **_counts(found.whole, asked),
     )
 
 
@@ -123,9 +116,5 @@ def _events(parts: Iterable[Part]) -> int:
     return sum(part.events for part in parts)
 
 
-def _counts(part: Part) -> dict[str, int]:
-    return {name: getattr(part, name) for name in _COUNTS}
-
-
-def _text(value: UUID | None) -> str | None:
-    return None if value is None else str(value)
+def _counts(part: Part, asked: str) -> dict[str, int]:
+    return {name: exact(name, getattr(part, name), asked=asked) for name in _COUNTS}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -17,6 +19,7 @@ from common.database.copying import CopyRows, copy_rows
 from common.threads import off_loop
 from services.usage_tracker.domain.islands import DAY_US, compacted, key_table, some_ids
 from services.usage_tracker.domain.judging import microseconds, moment
+from services.usage_tracker.domain.ranges import LATEST_US
 from services.usage_tracker.domain.records import windows_partition
 from services.usage_tracker.domain.sessions import (
     DELTA,
@@ -44,10 +47,10 @@ _PARTS = 1024
 _STEP = 200_000
 # Rows that go at once.
 _FORGOTTEN = 10_000
+# Seconds.
+_COUNTED_EVERY = 60.0
 # More of them take milliseconds.
 _MANY = 500
-# The year 9999.
-_LATEST_US = 253_370_764_800_000_000
 
 
 async def append_session_deltas(
@@ -106,52 +109,77 @@ async def has_sessions(connection: Connection, org_id: UUID) -> bool:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Sessions of which project and which user; None is any."""
+
+    project_id: UUID | None
+    user_id: UUID | None
+
+
 class SessionView:
     """The sessions of one organization as they were at one moment.
 
     Attributes:
+        org_id: whose.
         recent: the deltas that are not rows yet, of all times.
     """
 
     def __init__(self, connection: Connection, org_id: UUID, recent: SessionDeltas) -> None:
         self._connection = connection
+        self.org_id = org_id
         self._whose = windows_partition(org_id, _PARTS), org_id
         self.recent = recent
 
-    async def between(self, start_us: int, end_us: int, named_us: int) -> SessionDeltas:
+    async def between(
+        self, start_us: int, end_us: int, named: tuple[int, int], wanted: Wanted, most: int | None
+    ) -> SessionDeltas | None:
         """The rows that reach into a time (microseconds since 1970; the end is out).
 
-        Of those that have a name only the ones that begin at a time or later.
+        Args:
+            start_us: included.
+            end_us: excluded.
+            named: of those that have a name only the ones that begin in this time.
+            wanted: whose; rows with a name are of any user, since one user may begin a session
+                and another one go on with it.
+            most: None where there are more rows than so many; any number where it is None.
         """
         start, end = _moment(start_us), _moment(end_us)
-        return _deltas(
-            await self._connection.fetch(
-                f"""
-                SELECT {_SELECTED} FROM sessions AS s
-                WHERE part = $1 AND org_id = $2 AND first_at >= $3 AND first_at < $5
-                    AND last_at >= $4 AND (session_id IS NULL OR first_at >= $6)
-                """,
-                *self._whose,
-                # No row reaches beyond a day.
-                _moment(start_us - start_us % DAY_US),
-                start,
-                end,
-                _moment(named_us),
-            )
+        rows = await self._connection.fetch(
+            f"""
+            SELECT {_SELECTED} FROM sessions AS s
+            WHERE part = $1 AND org_id = $2 AND first_at >= $3 AND first_at < $5
+                AND last_at >= $4
+                AND (session_id IS NULL OR (first_at >= $6 AND first_at < $7))
+                AND ($8::uuid IS NULL OR project_id = $8)
+                AND ($9::uuid IS NULL OR session_id IS NOT NULL OR user_id = $9)
+            LIMIT $10
+            """,
+            *self._whose,
+            # No row reaches beyond a day.
+            _moment(start_us - start_us % DAY_US),
+            start,
+            end,
+            *map(_moment, named),
+            wanted.project_id,
+            wanted.user_id,
+            None if most is None else most + 1,
         )
+        if most is not None and len(rows) > most:
+            return None
+        return await off_loop(len(rows) > _MANY, _deltas, rows)
 
     async def of_keys(self, keys: Collection[UUID]) -> SessionDeltas:
         """All rows of what may be one session each."""
-        return _deltas(
-            await self._connection.fetch(
-                f"""
-                SELECT {_SELECTED} FROM sessions AS s
-                WHERE part = $1 AND org_id = $2 AND key = ANY ($3)
-                """,
-                *self._whose,
-                list(keys),
-            )
+        rows = await self._connection.fetch(
+            f"""
+            SELECT {_SELECTED} FROM sessions AS s
+            WHERE part = $1 AND org_id = $2 AND key = ANY ($3)
+            """,
+            *self._whose,
+            list(keys),
         )
+        return await off_loop(len(rows) > _MANY, _deltas, rows)
 
 
 class SessionStore:
@@ -164,6 +192,7 @@ class SessionStore:
 
     def __init__(self, db: Database, gap: timedelta) -> None:
         self._db = db
+        self._count_at = 0.0
         self.gap_us = gap // timedelta(microseconds=1)
 
     @asynccontextmanager
@@ -182,18 +211,31 @@ class SessionStore:
             yield SessionView(connection, org_id, recent)
 
     async def due(self, older_than: timedelta, more_than: int) -> list[UUID]:
-        """The organizations with deltas of such an age, or with more than so many; oldest first."""
+        """The organizations with deltas of such an age, or with more than so many; oldest first.
+
+        All deltas are counted once a minute only, as long as no organization has too many.
+        """
+        now = asyncio.get_running_loop().time()
         async with self._db.session() as connection:
-            rows = await connection.fetch(
+            due = await connection.fetch(
                 """
-                SELECT org_id FROM session_deltas GROUP BY org_id
-                HAVING min(appended_at) < now() - $1::interval OR sum(deltas) > $2
-                ORDER BY min(appended_at)
+                SELECT org_id FROM session_deltas WHERE appended_at < now() - $1::interval
+                GROUP BY org_id ORDER BY min(appended_at)
                 """,
                 older_than,
-                more_than,
             )
-        return [row["org_id"] for row in rows]
+            if now >= self._count_at:
+                large = await connection.fetch(
+                    """
+                    SELECT org_id FROM session_deltas GROUP BY org_id
+                    HAVING sum(deltas) > $1 ORDER BY min(appended_at)
+                    """,
+                    more_than,
+                )
+                if not large:
+                    self._count_at = now + _COUNTED_EVERY
+                due += large
+        return list(dict.fromkeys(row["org_id"] for row in due))
 
     async def compact(self, org_id: UUID) -> int:
         """Add some deltas of an organization to its rows; returns how many, 0 where none is left.
@@ -302,4 +344,4 @@ def _deltas(found: Sequence[asyncpg.Record]) -> SessionDeltas:
 
 def _moment(us: int) -> datetime:
     """A time within the calendar of the database."""
-    return moment(min(max(us, 0), _LATEST_US))
+    return moment(min(max(us, 0), LATEST_US))

@@ -6,7 +6,6 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
@@ -181,7 +180,7 @@ class RawEvent(_message.Message):
     CACHE_WRITE_5M_TOKENS_FIELD_NUMBER: _builtins.int
     CACHE_WRITE_1H_TOKENS_FIELD_NUMBER: _builtins.int
     LATENCY_MS_FIELD_NUMBER: _builtins.int
-    METADATA_FIELD_NUMBER: _builtins.int
+    METADATA_JSON_FIELD_NUMBER: _builtins.int
     CLIENT_COST_USD_FIELD_NUMBER: _builtins.int
     UNPRICED_FIELD_NUMBER: _builtins.int
     INPUT_USD_FIELD_NUMBER: _builtins.int
@@ -219,6 +218,8 @@ class RawEvent(_message.Message):
     cache_write_5m_tokens: _builtins.int
     cache_write_1h_tokens: _builtins.int
     latency_ms: _builtins.float
+    metadata_json: _builtins.str
+    """The metadata as JSON text, which no reader of numbers or of depth changes."""
     client_cost_usd: _builtins.str
     """The client's own figure."""
     unpriced: _builtins.bool
@@ -238,8 +239,6 @@ class RawEvent(_message.Message):
     def timestamp(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp: ...
-    @_builtins.property
-    def metadata(self) -> _struct_pb2.Struct: ...
     @_builtins.property
     def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventAdjustment]:
         """In their order; the costs of all and counted_cost_usd are together cost_usd."""
@@ -273,7 +272,7 @@ class RawEvent(_message.Message):
         cache_write_5m_tokens: _builtins.int = ...,
         cache_write_1h_tokens: _builtins.int = ...,
         latency_ms: _builtins.float | None = ...,
-        metadata: _struct_pb2.Struct | None = ...,
+        metadata_json: _builtins.str | None = ...,
         client_cost_usd: _builtins.str | None = ...,
         unpriced: _builtins.bool = ...,
         input_usd: _builtins.str | None = ...,
@@ -286,9 +285,9 @@ class RawEvent(_message.Message):
         counted_price_version: _builtins.str | None = ...,
         adjustments: _abc.Iterable[Global___EventAdjustment] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id", "_cache_read_usd", b"_cache_read_usd", "_cache_write_usd", b"_cache_write_usd", "_client_cost_usd", b"_client_cost_usd", "_cost_usd", b"_cost_usd", "_counted_cost_usd", b"_counted_cost_usd", "_counted_price_version", b"_counted_price_version", "_decision_id", b"_decision_id", "_error_type", b"_error_type", "_input_usd", b"_input_usd", "_latency_ms", b"_latency_ms", "_mcp_server", b"_mcp_server", "_metadata", b"_metadata", "_model", b"_model", "_output_usd", b"_output_usd", "_price_version", b"_price_version", "_project_id", b"_project_id", "_provider", b"_provider", "_request_id", b"_request_id", "_service_tier", b"_service_tier", "_session_id", b"_session_id", "_team_id", b"_team_id", "_tool", b"_tool", "_user_id", b"_user_id", "_user_ref", b"_user_ref", "api_key_id", b"api_key_id", "cache_read_usd", b"cache_read_usd", "cache_write_usd", b"cache_write_usd", "client_cost_usd", b"client_cost_usd", "cost_usd", b"cost_usd", "counted_cost_usd", b"counted_cost_usd", "counted_price_version", b"counted_price_version", "decision_id", b"decision_id", "error_type", b"error_type", "input_usd", b"input_usd", "latency_ms", b"latency_ms", "mcp_server", b"mcp_server", "metadata", b"metadata", "model", b"model", "output_usd", b"output_usd", "price_version", b"price_version", "project_id", b"project_id", "provider", b"provider", "received_at", b"received_at", "request_id", b"request_id", "service_tier", b"service_tier", "session_id", b"session_id", "team_id", b"team_id", "timestamp", b"timestamp", "tool", b"tool", "user_id", b"user_id", "user_ref", b"user_ref"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id", "_cache_read_usd", b"_cache_read_usd", "_cache_write_usd", b"_cache_write_usd", "_client_cost_usd", b"_client_cost_usd", "_cost_usd", b"_cost_usd", "_counted_cost_usd", b"_counted_cost_usd", "_counted_price_version", b"_counted_price_version", "_decision_id", b"_decision_id", "_error_type", b"_error_type", "_input_usd", b"_input_usd", "_latency_ms", b"_latency_ms", "_mcp_server", b"_mcp_server", "_metadata_json", b"_metadata_json", "_model", b"_model", "_output_usd", b"_output_usd", "_price_version", b"_price_version", "_project_id", b"_project_id", "_provider", b"_provider", "_request_id", b"_request_id", "_service_tier", b"_service_tier", "_session_id", b"_session_id", "_team_id", b"_team_id", "_tool", b"_tool", "_user_id", b"_user_id", "_user_ref", b"_user_ref", "api_key_id", b"api_key_id", "cache_read_usd", b"cache_read_usd", "cache_write_usd", b"cache_write_usd", "client_cost_usd", b"client_cost_usd", "cost_usd", b"cost_usd", "counted_cost_usd", b"counted_cost_usd", "counted_price_version", b"counted_price_version", "decision_id", b"decision_id", "error_type", b"error_type", "input_usd", b"input_usd", "latency_ms", b"latency_ms", "mcp_server", b"mcp_server", "metadata_json", b"metadata_json", "model", b"model", "output_usd", b"output_usd", "price_version", b"price_version", "project_id", b"project_id", "provider", b"provider", "received_at", b"received_at", "request_id", b"request_id", "service_tier", b"service_tier", "session_id", b"session_id", "team_id", b"team_id", "timestamp", b"timestamp", "tool", b"tool", "user_id", b"user_id", "user_ref", b"user_ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id", "_cache_read_usd", b"_cache_read_usd", "_cache_write_usd", b"_cache_write_usd", "_client_cost_usd", b"_client_cost_usd", "_cost_usd", b"_cost_usd", "_counted_cost_usd", b"_counted_cost_usd", "_counted_price_version", b"_counted_price_version", "_decision_id", b"_decision_id", "_error_type", b"_error_type", "_input_usd", b"_input_usd", "_latency_ms", b"_latency_ms", "_mcp_server", b"_mcp_server", "_metadata", b"_metadata", "_model", b"_model", "_output_usd", b"_output_usd", "_price_version", b"_price_version", "_project_id", b"_project_id", "_provider", b"_provider", "_request_id", b"_request_id", "_service_tier", b"_service_tier", "_session_id", b"_session_id", "_team_id", b"_team_id", "_tool", b"_tool", "_user_id", b"_user_id", "_user_ref", b"_user_ref", "adjustments", b"adjustments", "api_key_id", b"api_key_id", "cache_read_tokens", b"cache_read_tokens", "cache_read_usd", b"cache_read_usd", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "cache_write_usd", b"cache_write_usd", "client_cost_usd", b"client_cost_usd", "cost_usd", b"cost_usd", "counted_cost_usd", b"counted_cost_usd", "counted_price_version", b"counted_price_version", "decision_id", b"decision_id", "error_type", b"error_type", "event_id", b"event_id", "event_type", b"event_type", "input_tokens", b"input_tokens", "input_usd", b"input_usd", "latency_ms", b"latency_ms", "mcp_server", b"mcp_server", "metadata", b"metadata", "model", b"model", "org_id", b"org_id", "output_tokens", b"output_tokens", "output_usd", b"output_usd", "price_version", b"price_version", "project_id", b"project_id", "provider", b"provider", "received_at", b"received_at", "request_id", b"request_id", "service_tier", b"service_tier", "session_id", b"session_id", "status", b"status", "team_id", b"team_id", "timestamp", b"timestamp", "tool", b"tool", "unpriced", b"unpriced", "user_id", b"user_id", "user_ref", b"user_ref"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id", "_cache_read_usd", b"_cache_read_usd", "_cache_write_usd", b"_cache_write_usd", "_client_cost_usd", b"_client_cost_usd", "_cost_usd", b"_cost_usd", "_counted_cost_usd", b"_counted_cost_usd", "_counted_price_version", b"_counted_price_version", "_decision_id", b"_decision_id", "_error_type", b"_error_type", "_input_usd", b"_input_usd", "_latency_ms", b"_latency_ms", "_mcp_server", b"_mcp_server", "_metadata_json", b"_metadata_json", "_model", b"_model", "_output_usd", b"_output_usd", "_price_version", b"_price_version", "_project_id", b"_project_id", "_provider", b"_provider", "_request_id", b"_request_id", "_service_tier", b"_service_tier", "_session_id", b"_session_id", "_team_id", b"_team_id", "_tool", b"_tool", "_user_id", b"_user_id", "_user_ref", b"_user_ref", "adjustments", b"adjustments", "api_key_id", b"api_key_id", "cache_read_tokens", b"cache_read_tokens", "cache_read_usd", b"cache_read_usd", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_5m_tokens", b"cache_write_5m_tokens", "cache_write_usd", b"cache_write_usd", "client_cost_usd", b"client_cost_usd", "cost_usd", b"cost_usd", "counted_cost_usd", b"counted_cost_usd", "counted_price_version", b"counted_price_version", "decision_id", b"decision_id", "error_type", b"error_type", "event_id", b"event_id", "event_type", b"event_type", "input_tokens", b"input_tokens", "input_usd", b"input_usd", "latency_ms", b"latency_ms", "mcp_server", b"mcp_server", "metadata_json", b"metadata_json", "model", b"model", "org_id", b"org_id", "output_tokens", b"output_tokens", "output_usd", b"output_usd", "price_version", b"price_version", "project_id", b"project_id", "provider", b"provider", "received_at", b"received_at", "request_id", b"request_id", "service_tier", b"service_tier", "session_id", b"session_id", "status", b"status", "team_id", b"team_id", "timestamp", b"timestamp", "tool", b"tool", "unpriced", b"unpriced", "user_id", b"user_id", "user_ref", b"user_ref"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__api_key_id: _TypeAlias = _typing.Literal["api_key_id"]  # noqa: Y015
     _WhichOneofArgType__api_key_id: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id"]  # noqa: Y015
@@ -314,8 +313,8 @@ class RawEvent(_message.Message):
     _WhichOneofArgType__latency_ms: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms"]  # noqa: Y015
     _WhichOneofReturnType__mcp_server: _TypeAlias = _typing.Literal["mcp_server"]  # noqa: Y015
     _WhichOneofArgType__mcp_server: _TypeAlias = _typing.Literal["_mcp_server", b"_mcp_server"]  # noqa: Y015
-    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
-    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType__metadata_json: _TypeAlias = _typing.Literal["metadata_json"]  # noqa: Y015
+    _WhichOneofArgType__metadata_json: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json"]  # noqa: Y015
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
     _WhichOneofReturnType__output_usd: _TypeAlias = _typing.Literal["output_usd"]  # noqa: Y015
@@ -365,7 +364,7 @@ class RawEvent(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mcp_server) -> _WhichOneofReturnType__mcp_server | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata_json) -> _WhichOneofReturnType__metadata_json | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
     @_typing.overload

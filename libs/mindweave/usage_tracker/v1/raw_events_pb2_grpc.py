@@ -47,7 +47,8 @@ class RawEventServiceServicer:
     """
 
     def ListEvents(self, request, context):
-        """Events that were counted, the latest of their own times first.
+        """Events that were counted, the latest of their own times first. A page holds fewer than asked for
+        where their metadata is large or to find more takes long; the last one alone has no next_page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

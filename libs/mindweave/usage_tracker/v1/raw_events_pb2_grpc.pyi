@@ -17,7 +17,9 @@ class RawEventServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListEvents: _aio.UnaryUnaryMultiCallable[_raw_events_pb2.ListEventsRequest, _raw_events_pb2.ListEventsResponse]
-    """Events that were counted, the latest of their own times first."""
+    """Events that were counted, the latest of their own times first. A page holds fewer than asked for
+    where their metadata is large or to find more takes long; the last one alone has no next_page_token.
+    """
 
 class RawEventServiceServicer(metaclass=_abc_1.ABCMeta):
     """Events as they came, for the days that they are kept (7 unless set otherwise)."""
@@ -28,6 +30,8 @@ class RawEventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _raw_events_pb2.ListEventsRequest,
         context: _aio.ServicerContext[_raw_events_pb2.ListEventsRequest, _abc.Awaitable[_raw_events_pb2.ListEventsResponse]],
     ) -> _abc.Awaitable[_raw_events_pb2.ListEventsResponse]:
-        """Events that were counted, the latest of their own times first."""
+        """Events that were counted, the latest of their own times first. A page holds fewer than asked for
+        where their metadata is large or to find more takes long; the last one alone has no next_page_token.
+        """
 
 def add_RawEventServiceServicer_to_server(servicer: RawEventServiceServicer, server: _aio.Server) -> None: ...

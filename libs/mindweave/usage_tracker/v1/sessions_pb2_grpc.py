@@ -55,6 +55,8 @@ class SessionServiceServicer:
 
     def ListSessions(self, request, context):
         """Sessions that began in a time, those that began last first.
+        A page may hold fewer than asked for, or none, where much had to be looked through; the last one
+        alone has no next_page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,7 +19,10 @@ class SessionServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListSessionsRequest, _sessions_pb2.ListSessionsResponse]
-    """Sessions that began in a time, those that began last first."""
+    """Sessions that began in a time, those that began last first.
+    A page may hold fewer than asked for, or none, where much had to be looked through; the last one
+    alone has no next_page_token.
+    """
     GetSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]
     """One session, by its id or by an earlier one of it."""
 
@@ -34,7 +37,10 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.ListSessionsRequest,
         context: _aio.ServicerContext[_sessions_pb2.ListSessionsRequest, _abc.Awaitable[_sessions_pb2.ListSessionsResponse]],
     ) -> _abc.Awaitable[_sessions_pb2.ListSessionsResponse]:
-        """Sessions that began in a time, those that began last first."""
+        """Sessions that began in a time, those that began last first.
+        A page may hold fewer than asked for, or none, where much had to be looked through; the last one
+        alone has no next_page_token.
+        """
 
     @_abc_1.abstractmethod
     def GetSession(

@@ -77,6 +77,7 @@ _VALUES: dict[str, Any] = {
     "prompt_over": 200000,
     "discount_bp": 500,
     "metadata": {"feature": "search"},
+    "metadata_json": '{"feature":"search"}',
     "event_type": "api_call",
     "role": "member",
     "email_verified": True,
