@@ -59,17 +59,21 @@ async def totals(world: World) -> dict[str, tuple[int, ...]]:
     )
     (raw,) = await world.all(
         """
-        SELECT count(*), count(*) FILTER (WHERE model IS NOT NULL AND cost_nano IS NULL)
-                + (SELECT coalesce(sum(unpriced), 0) FROM adjustments),
-            sum(cost_nano) + (SELECT coalesce(sum(cost_nano), 0) FROM adjustments)
+        SELECT count(*), count(*) FILTER (WHERE model IS NOT NULL AND cost_nano IS NULL),
+            sum(cost_nano)
         FROM events
+        """
+    )
+    (more,) = await world.all(
+        """
+        SELECT 0, coalesce(sum(unpriced), 0), coalesce(sum(cost_nano), 0) FROM adjustments
         """
     )
     parts = [s.whole for org in (ORG, OTHER) for s in await everything(world.db, org)]
     sums = ("events", "unpriced_events", "cost_nano")
     return {
         "windows": tuple(map(int, windows)),
-        "raw": tuple(map(int, raw)),
+        "raw": tuple(int(a + b) for a, b in zip(raw, more, strict=True)),
         "sessions": tuple(sum(getattr(part, name) for part in parts) for name in sums),
     }
 

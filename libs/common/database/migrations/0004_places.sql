@@ -51,11 +51,10 @@ BEGIN
         END IF;
         FOR own IN EXECUTE format(
             'SELECT p.part, s.success, s.result FROM unnest($2) AS p (part)'
-            ' JOIN %s($1, ''SELECT pg_relation_size(%%s)'') AS s'
-            ' ON s.shardid = %s($1, p.part)',
+            ' JOIN %s($1, $3) AS s ON s.shardid = %s($1, p.part)',
             mindweave_of_extension('run_command_on_shards'),
             mindweave_of_extension('get_shard_id_for_distribution_column')
-        ) USING found.relation, parts LOOP
+        ) USING found.relation, parts, 'SELECT pg_relation_size(''%s'')' LOOP
             IF NOT own.success THEN
                 RAISE EXCEPTION 'the node of part % cannot be asked: %', own.part, own.result
                     USING ERRCODE = 'connection_failure';
