@@ -1,7 +1,7 @@
 """Servers with TimescaleDB or Citus that the environment gives, beside the plain PostgreSQL.
 
-The store tests of usage_tracker, analytics and the export of raw events run on each. A DSN is a superuser's; that of Citus
-is the coordinator's, whose database knows the workers.
+The store tests of both, and those of the export of raw events, run on each. A DSN is a superuser's;
+that of Citus is the coordinator's, whose database knows the workers.
 """
 
 from __future__ import annotations
