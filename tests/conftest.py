@@ -47,9 +47,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The store tests of the services whose tables grow run on every server that is given."""
-    folder = metafunc.definition.path.relative_to(ROOT / "tests").parts[0]
-    runs = folder in variants.SERVICES and metafunc.definition.get_closest_marker("store")
+    """The store tests about tables that grow run on every server that is given."""
+    path = metafunc.definition.path.relative_to(ROOT / "tests")
+    about = any(path.is_relative_to(where) for where in variants.TESTS)
+    runs = about and metafunc.definition.get_closest_marker("store")
     if runs and "variant" in metafunc.fixturenames and (found := variants.given()):
         metafunc.parametrize("variant", [variants.PLAIN, *found], indirect=True, scope="session")
 

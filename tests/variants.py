@@ -1,7 +1,7 @@
 """Servers with TimescaleDB or Citus that the environment gives, beside the plain PostgreSQL.
 
-The store tests of usage_tracker and analytics run on each. A DSN is a superuser's; that of Citus
-is the coordinator's, whose database knows the workers.
+The store tests of both, and those of the export of raw events, run on each. A DSN is a superuser's;
+that of Citus is the coordinator's, whose database knows the workers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ PLAIN = "plain"
 # By extension, the variable that gives its server.
 VARIABLES = {"timescaledb": "TIMESCALE_DSN", "citus": "CITUS_DSN"}
 SERVICES = ("usage_tracker", "analytics")
+TESTS = (*SERVICES, "fleet/test_raw_export.py")
 
 
 def given() -> dict[str, str]:

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -24,6 +24,20 @@ from common.database.connection import using
 
 _ATTEMPTS = 20
 _PAUSE = 0.1
+
+
+class Place(NamedTuple):
+    """Where rows of a table lie together, in blocks that ``ctid`` counts.
+
+    Attributes:
+        part: of the rows; None is all.
+        day: of the rows (UTC); None in a table without days.
+        blocks: that there are.
+    """
+
+    part: int | None
+    day: date | None
+    blocks: int
 
 
 async def ensure_partitions(connection: Connection, table: str, days: Iterable[date]) -> int:
@@ -76,6 +90,31 @@ async def partition_days(connection: Connection, table: str) -> list[date]:
         "SELECT day FROM mindweave_partition_days($1::text::regclass) AS day", table
     )
     return [row["day"] for row in rows]
+
+
+async def partitions(connection: Connection, table: str) -> dict[date, str]:
+    """By day, in order, the name by which its partition is locked and read without the others."""
+    rows = await connection.fetch(
+        "SELECT day, relation::text AS name FROM mindweave_partitions($1::text::regclass)", table
+    )
+    return {row["day"]: row["name"] for row in rows}
+
+
+async def places(connection: Connection, table: str, parts: Collection[int]) -> list[Place]:
+    """Where the rows are that are there now; no row is read for it.
+
+    Args:
+        connection: of any role.
+        table: with days or without.
+        parts: that are told apart where rows lie on several nodes; on one server all are together.
+    """
+    rows = await connection.fetch(
+        "SELECT part, day, blocks FROM mindweave_places($1::text::regclass, $2::smallint[])",
+        table,
+        list(parts),
+    )
+    # What was dropped in this moment has no size.
+    return [Place(*row) for row in rows if row["blocks"]]
 
 
 async def _patiently(connection: Connection, sql: str, table: str, day: date) -> Any:

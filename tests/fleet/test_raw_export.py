@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from common.database import Database
 from common.errors import NotFound
+from common.timeseries import drop_partitions
 from fleet import raw_export
 from fleet.cli import app
 from fleet.raw_export import Exported, NoParquet, exported
@@ -172,6 +173,20 @@ async def test_what_cannot_be_whole_or_is_nobodys_is_refused_and_an_empty_period
         await export(db, tmp_path, since=gone)
     await export(db, tmp_path / "oldest.parquet", since=gone + timedelta(minutes=1))
     assert names(tmp_path) == ["empty.parquet", "oldest.parquet"]
+
+
+@pytest.mark.store
+async def test_other_days_are_dropped_while_one_is_exported(
+    db: Database, world: World, arrived: MakeArrived, record: MakeRecord
+) -> None:
+    old = NOW - 30 * DAY
+    for at in (old, NOW):
+        await world.count(record(arrived(received_at=at, at=at)))
+    async with ExportStore(db, RAW).snapshot(ORG, NOW - DAY, NOW + DAY) as found:
+        rows = [row async for batch in found.batches(5) for row in batch]
+        async with db.session() as other:
+            dropped = await drop_partitions(other, "events", old.date() + DAY)
+    assert (len(rows), f"events_p{old:%Y%m%d}" in dropped) == (1, True)
 
 
 @pytest.mark.store

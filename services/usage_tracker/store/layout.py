@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 import asyncpg
 
 from common.database import Connection, Database
 from common.database.connection import using
 from common.errors import Conflict
+from common.events.ledger import LEASE
 from services.usage_tracker.domain.layout import Layout, State
 from services.usage_tracker.domain.records import EVENTS_TOPIC, events_partition
 from services.usage_tracker.store.ledger import (
@@ -170,15 +172,20 @@ class LayoutStore:
             return True
 
     async def seconds_of_leases(self) -> float:
-        """Until even one that does not know it yet has seen that it lost its partitions."""
+        """Until even one that does not know it yet has seen that it lost its partitions.
+
+        At most two leases: what ends later was given before the database's clock was set back.
+        """
         async with self._db.session() as connection:
-            seconds: float = await connection.fetchval(
+            seconds: float | None = await connection.fetchval(
                 """
-                SELECT coalesce(extract(epoch FROM fenced_until - clock_timestamp()), 0)::float8
-                FROM layout
-                """
+                SELECT extract(epoch FROM
+                    least(fenced_until - clock_timestamp(), 2 * $1::interval))::float8
+                FROM layout WHERE fenced_until IS NOT NULL
+                """,
+                timedelta(seconds=LEASE),
             )
-        return max(0.0, seconds)
+        return max(0.0, seconds or 0.0)
 
     async def forget_places(self, births: Sequence[str]) -> None:
         """Begin with the first record of partitions with these births, and no other ones."""
@@ -203,10 +210,10 @@ class LayoutStore:
             if place is None:
                 return 0
             rows = await connection.fetch(
-                f"SELECT ctid, org_id, event_id FROM {place.relation} WHERE {place.where}",
+                f"SELECT ctid, part, org_id, event_id FROM {place.relation} WHERE {place.where}",
                 *place.arguments,
             )
-            moved = await asyncio.to_thread(_moved, rows, place.part, partitions)
+            moved = await asyncio.to_thread(_moved, rows, partitions)
             if moved:
                 await _move(connection, place, moved)
             return await _REHASHING.left(connection)
@@ -277,11 +284,11 @@ async def _move(connection: Connection, place: Range, moved: Mapping[Tid, int]) 
     )
 
 
-def _moved(rows: Sequence[asyncpg.Record], part: int, partitions: int) -> dict[Tid, int]:
+def _moved(rows: Sequence[asyncpg.Record], partitions: int) -> dict[Tid, int]:
     """The new part by the place of each row that has another one now."""
     found = {}
     for row in rows:
         new = events_partition(row["org_id"].bytes, row["event_id"].bytes, partitions)
-        if new != part:
+        if new != row["part"]:
             found[row["ctid"]] = new
     return found

@@ -11,7 +11,7 @@ import asyncpg
 
 from common.database import Connection, Database, Scope
 from common.errors import Conflict
-from common.timeseries import partition_days
+from common.timeseries import partitions
 from services.usage_tracker.domain.judging import MAX_AHEAD
 from services.usage_tracker.domain.raw_events import MONEY
 from services.usage_tracker.store.ledger import EVENTS
@@ -88,7 +88,7 @@ class Snapshot:
     ) -> None:
         self._connection = connection
         self._asked = org_id, start, end
-        self._days: list[tuple[date, bool]] = []
+        self._tables: list[tuple[str, str | None]] = []
 
     async def hold(self, first: date, last: date) -> None:
         """Keep the days from being dropped.
@@ -96,12 +96,11 @@ class Snapshot:
         Raises:
             Expired: one was dropped in this moment.
         """
-        adjusted = set(await partition_days(self._connection, ADJUSTMENTS))
-        for day in await partition_days(self._connection, EVENTS):
+        adjusted = await partitions(self._connection, ADJUSTMENTS)
+        for day, events in (await partitions(self._connection, EVENTS)).items():
             if first <= day <= last:
-                self._days.append((day, day in adjusted))
-                tables = [_partition(EVENTS, day)]
-                tables += [_partition(ADJUSTMENTS, day)] * (day in adjusted)
+                self._tables.append((events, adjusted.get(day)))
+                tables = [table for table in self._tables[-1] if table is not None]
                 try:
                     await self._connection.execute(
                         f"LOCK TABLE {', '.join(tables)} IN ACCESS SHARE MODE"
@@ -125,19 +124,19 @@ class Snapshot:
 
     async def batches(self, size: int) -> AsyncIterator[list[asyncpg.Record]]:
         """Every event once, with the columns of ``EXPORTED``, some at a time."""
-        for day, adjusted in self._days:
-            cursor = await self._connection.cursor(_query(day, adjusted), *self._asked)
+        for events, adjusted in self._tables:
+            cursor = await self._connection.cursor(_query(events, adjusted), *self._asked)
             while rows := await cursor.fetch(size, timeout=_PATIENCE):
                 yield rows
 
 
-def _query(day: date, adjusted: bool) -> str:
+def _query(events: str, adjusted: str | None) -> str:
     same = ", ".join(f"e.{name}" for name in EVENT_FIELDS if name not in (*MONEY, "price_version"))
     changes = f"""
         SELECT part, event_id, received_at, count(*) AS n, sum(unpriced) AS unpriced,
             (array_agg(new_version ORDER BY number DESC))[1] AS version,
             {", ".join(f"sum({name})::bigint AS {name}" for name in MONEY)}
-        FROM {_partition(ADJUSTMENTS, day)} WHERE org_id = $1 GROUP BY 1, 2, 3
+        FROM {adjusted} WHERE org_id = $1 GROUP BY 1, 2, 3
     """
     none = f"""
         SELECT NULL::smallint AS part, NULL::uuid AS event_id, NULL::timestamptz AS received_at,
@@ -155,11 +154,7 @@ def _query(day: date, adjusted: bool) -> str:
             e.model IS NOT NULL AND NOT ({priced}) AS unpriced,
             e.cost_nano AS counted_cost_nano, e.price_version AS counted_price_version,
             coalesce(a.n, 0) AS adjustments
-        FROM {_partition(EVENTS, day)} AS e LEFT JOIN ({changes if adjusted else none}) AS a
+        FROM {events} AS e LEFT JOIN ({changes if adjusted else none}) AS a
             USING (part, event_id, received_at)
         WHERE e.org_id = $1 AND e.at >= $2 AND e.at < $3
     """
-
-
-def _partition(table: str, day: date) -> str:
-    return f"{table}_p{day:%Y%m%d}"

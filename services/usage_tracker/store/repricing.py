@@ -187,11 +187,12 @@ class RepricingStore:
     async def next_range(
         self, connection: Connection, part: int, found: Order, parts: int
     ) -> Range | None:
-        """Rows that were not looked at, ``parts`` times fewer than of other orders.
+        """Rows of the part that were not looked at, ``parts`` times fewer than of other orders.
 
         None where there are none but in another's hands.
         """
-        return await _walk(part, found).next(connection, parts)
+        place = await _walk(part, found).next(connection, parts)
+        return place and place._replace(part=part)
 
     async def is_looked_at(self, connection: Connection, part: int, found: Order) -> bool:
         """Whether no rows are left, in nobody's hands either."""

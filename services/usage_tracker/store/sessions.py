@@ -41,6 +41,8 @@ _ROW = (
 )
 _COLUMNS = ("part", "org_id", "key", *_ROW)
 _SELECTED = ", ".join(f"s.{name}" for name in _ROW)
+# Held by all who read rows of an organization, and alone by who has moved some.
+_MOVED = "hashtextextended('mindweave.sessions ' || $1::uuid::text, 0)"
 # Into how many parts the rows of organizations are spread.
 _PARTS = 1024
 # Deltas that a transaction moves.
@@ -96,13 +98,17 @@ async def forget_sessions(connection: Connection, org_id: UUID) -> bool:
 
 async def has_sessions(connection: Connection, org_id: UUID) -> bool:
     """Whether the organization has any."""
-    found: bool = await connection.fetchval(
+    # First where they leave: what is moved in between is in the other place by then.
+    if await connection.fetch(
         """
-        SELECT EXISTS (SELECT FROM sessions WHERE part = $1 AND org_id = $2) OR EXISTS (
-            SELECT FROM session_deltas
-            WHERE part IN (SELECT part FROM parts) AND org_id = $2
-        )
+        SELECT 1 FROM session_deltas
+        WHERE part IN (SELECT part FROM parts) AND org_id = $1 LIMIT 1
         """,
+        org_id,
+    ):
+        return True
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM sessions WHERE part = $1 AND org_id = $2)",
         windows_partition(org_id, _PARTS),
         org_id,
     )
@@ -199,6 +205,7 @@ class SessionStore:
     async def view(self, org_id: UUID) -> AsyncIterator[SessionView]:
         """All that was counted until now."""
         async with self._db.read(Scope((org_id,))) as connection:
+            await connection.execute(f"SELECT pg_advisory_xact_lock_shared({_MOVED})", org_id)
             rows = await connection.fetch(
                 """
                 SELECT deltas, data FROM session_deltas
@@ -255,25 +262,40 @@ class SessionStore:
                 org_id,
             ):
                 return 0
-            taken = await connection.fetch(
-                """
-                WITH waiting AS (
-                    SELECT part, seq, sum(deltas) OVER (ORDER BY part, seq) - deltas AS before
-                    FROM session_deltas
-                    WHERE part IN (SELECT part FROM parts) AND org_id = $1
+            taken: list[asyncpg.Record] = []
+            for part, last in (await self._oldest(connection, org_id)).items():
+                taken += await connection.fetch(
+                    """
+                    DELETE FROM session_deltas WHERE part = $1 AND org_id = $2 AND seq <= $3
+                    RETURNING deltas, data
+                    """,
+                    part,
+                    org_id,
+                    last,
                 )
-                DELETE FROM session_deltas AS d USING waiting AS w
-                WHERE d.part = w.part AND d.org_id = $1 AND d.seq = w.seq AND w.before < $2
-                RETURNING d.deltas, d.data
-                """,
-                org_id,
-                _STEP,
-            )
             if not taken:
                 return 0
             more = await off_loop(True, unpacked, [row["data"] for row in taken])
             await self._add(connection, org_id, more)
+            # Where rows lie on several nodes, one commits after another: nobody reads meanwhile.
+            await connection.execute(f"SELECT pg_advisory_xact_lock({_MOVED})", org_id)
             return sum(row["deltas"] for row in taken)
+
+    async def _oldest(self, connection: Connection, org_id: UUID) -> dict[int, int]:
+        """The last number, by part, of about so many deltas as one transaction moves."""
+        waiting = await connection.fetch(
+            """
+            SELECT part, seq, deltas FROM session_deltas
+            WHERE part IN (SELECT part FROM parts) AND org_id = $1 ORDER BY part, seq
+            """,
+            org_id,
+        )
+        before, last = 0, dict[int, int]()
+        for row in waiting:
+            if before < _STEP:
+                last[row["part"]] = row["seq"]
+            before += row["deltas"]
+        return last
 
     async def _add(self, connection: Connection, org_id: UUID, more: SessionDeltas) -> None:
         more = await off_loop(True, compacted, more, self.gap_us)
@@ -282,15 +304,16 @@ class SessionStore:
         before = await connection.fetch(
             f"""
             DELETE FROM sessions AS s
-            USING unnest($3::uuid[], $4::timestamptz[]) AS touched (key, day)
-            WHERE s.part = $1 AND s.org_id = $2 AND s.key = touched.key
-                AND s.first_at >= touched.day AND s.first_at < touched.day + interval '24 hours'
+            USING unnest($3::uuid[], $4::timestamptz[], $5::timestamptz[]) AS day (key, start, stop)
+            WHERE s.part = $1 AND s.org_id = $2 AND s.key = day.key
+                AND s.first_at >= day.start AND s.first_at < day.stop
             RETURNING {_SELECTED}
             """,
             part,
             org_id,
             keys,
             days,
+            [day + timedelta(days=1) for day in days],
         )
         rows = await off_loop(True, _rows, part, org_id, before, more, self.gap_us)
         await copy_rows(connection, "sessions", _COLUMNS, rows)

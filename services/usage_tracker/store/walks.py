@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 
 from common.database import Connection
+from common.timeseries import places
 
 Tid = tuple[int, int]
 # The days of each table that are walked over; None for a table without days.
@@ -14,10 +15,10 @@ Tables = Mapping[str, Iterable[date] | None]
 
 
 class Range(NamedTuple):
-    """Rows of a part of a table from one place to another, which is out, of one day or all."""
+    """Rows of a table from one place to another, which is out, of one part and day or all."""
 
     relation: str
-    part: int
+    part: int | None
     start: Tid
     end: Tid
     day: date | None
@@ -25,15 +26,20 @@ class Range(NamedTuple):
     @property
     def where(self) -> str:
         """The rows as a condition, whose parameters are ``arguments``, from the first on."""
-        places = "part = $1 AND ctid >= $2 AND ctid < $3"
-        return f"{places} AND {_OF_DAY.format(4, 5)}" if self.day is not None else places
+        return " AND ".join(f"{which} ${n + 1}" for n, (which, _) in enumerate(self._conditions()))
 
     @property
     def arguments(self) -> list[object]:
-        return [self.part, self.start, self.end, *_bounds(self.day)]
+        return [value for _, value in self._conditions()]
 
-
-_OF_DAY = "received_at >= ${} AND received_at < ${}"
+    def _conditions(self) -> list[tuple[str, object]]:
+        found: list[tuple[str, object]] = [("ctid >=", self.start), ("ctid <", self.end)]
+        if self.part is not None:
+            found.append(("part =", self.part))
+        if self.day is not None:
+            start = datetime.combine(self.day, time(), UTC)
+            found += [("received_at >=", start), ("received_at <", start + timedelta(days=1))]
+        return found
 
 
 class Walk:
@@ -48,36 +54,22 @@ class Walk:
         self.name = name
         self._blocks = blocks
 
-    async def begin(self, connection: Connection, parts: Iterable[int], tables: Tables) -> None:
-        """Begin anew, over these parts of the tables."""
+    async def begin(self, connection: Connection, parts: Collection[int], tables: Tables) -> None:
+        """Begin anew, over the tables; over these parts where they lie on several nodes."""
         await self.forget(connection)
         for table, days in tables.items():
-            for part in parts:
-                for day in [None] if days is None else days:
-                    await self._add(connection, table, part, day)
-
-    async def _add(self, connection: Connection, table: str, part: int, day: date | None) -> None:
-        """Walk over what is there of a day of a part; places are those of where its rows lie."""
-        of_day = "" if day is None else f"AND {_OF_DAY.format(2, 3)}"
-        blocks: int | None = await connection.fetchval(
-            f"""
-            SELECT pg_relation_size(tableoid) / current_setting('block_size')::bigint
-            FROM {table} WHERE part = $1 {of_day} LIMIT 1
-            """,
-            part,
-            *_bounds(day),
-        )
-        if blocks:
-            await connection.execute(
+            wanted = None if days is None else set(days)
+            found = await places(connection, table, parts)
+            await connection.executemany(
                 """
                 INSERT INTO walks (name, relation, part, day, next_block, blocks)
                 VALUES ($1, $2, $3, $4, 0, $5)
                 """,
-                self.name,
-                table,
-                part,
-                day,
-                blocks,
+                [
+                    (self.name, table, *place)
+                    for place in found
+                    if wanted is None or place.day in wanted
+                ],
             )
 
     async def next(self, connection: Connection, parts: int = 1) -> Range | None:
@@ -121,11 +113,3 @@ class Walk:
     async def forget(self, connection: Connection) -> None:
         """Let it be over, wherever it is."""
         await connection.execute("DELETE FROM walks WHERE name = $1", self.name)
-
-
-def _bounds(day: date | None) -> list[datetime]:
-    """When a day begins and ends."""
-    if day is None:
-        return []
-    start = datetime.combine(day, time(), UTC)
-    return [start, start + timedelta(days=1)]

@@ -7,6 +7,7 @@ import pytest
 from common.background import PartStatus
 from common.database import Database
 from common.errors import Conflict, Unavailable
+from common.events.ledger import LEASE
 from common.events.redis_streams import RedisStreamsBus
 from services.usage_tracker.actions.layout import Layouts, Repartitioning, RestartNeeded
 from services.usage_tracker.domain.layout import Layout, State
@@ -85,6 +86,23 @@ async def test_it_waits_for_the_leases_of_those_who_do_not_know_yet(
     assert [await bus.birth("usage.events", part) for part in range(PARTS)] == births
     await repartition(store, bus, db).run(3)
     assert await bus.partitions("usage.events") == 3
+
+
+async def test_leases_from_before_the_databases_clock_was_set_back_are_not_waited_for(
+    bus: RedisStreamsBus, db: Database, store: LayoutStore, layouts: Layouts
+) -> None:
+    await layouts.read()
+    assert await store.seconds_of_leases() == 0
+    async with db.session() as connection:
+        await connection.execute(
+            """
+            INSERT INTO offsets (topic, part, owner, lease_until)
+            VALUES ('usage.events', 0, 'before', now() + interval '1 hour')
+            """
+        )
+    await store.drain(3)
+    assert await store.fence(3)
+    assert 0 < await store.seconds_of_leases() <= 2 * LEASE
 
 
 async def test_what_is_known_of_the_layout_stands_for_its_seconds_and_no_longer(

@@ -15,7 +15,7 @@ from common.errors import Unavailable
 from common.events.bus import Backoff, Bus, BusUnavailable, TopicMismatch, TopicUnknown
 from common.events.delivery import lag_gauge
 from common.events.ledger.members import Members, share_of
-from common.events.ledger.offsets import Offsets
+from common.events.ledger.offsets import LEASE, Offsets
 from common.events.ledger.tenure import After, Apply, Chores, PartHook, Tenure, Work
 from common.events.worker import cut
 
@@ -62,7 +62,7 @@ class PartitionConsumer:
         on_take: PartHook | None = None,
         clock: Clock | None = None,
         max_records: int = 64,
-        lease: float = 10.0,
+        lease: float = LEASE,
         cadence: float = 0.1,
         stall: float = 30.0,
         backoff: Backoff | None = None,

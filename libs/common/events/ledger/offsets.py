@@ -8,6 +8,9 @@ from datetime import timedelta
 
 from common.database import Connection, Database
 
+# Seconds after which a dead owner's partitions are taken.
+LEASE = 10.0
+
 
 class Fenced(Exception):
     """The partition has been taken by another, or its place is not where it was thought to be."""
