@@ -174,8 +174,7 @@ def test_migrate_says_what_it_applied(tmp_path: Path) -> None:
     first, again = mindweave("migrate", "--data", data), mindweave("migrate", "--data", data)
 
     assert first.returncode == 0, first.stderr
-    assert (
-        "team: kit/0001_kit.sql, kit/0002_members.sql, kit/0003_variants.sql, team/0001_"
-        in first.stdout
-    )
+    (told,) = (line for line in first.stdout.splitlines() if line.startswith("team: "))
+    assert told.startswith("team: kit/0001_kit.sql, kit/0002_members.sql, ")
+    assert ", team/0001_" in told
     assert "team: up to date" in again.stdout
