@@ -28,7 +28,7 @@ from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.store
 
-KITS = ["kit/0001_kit.sql", "kit/0002_members.sql"]
+KITS = [f"kit/{name}.sql" for name in ("0001_kit", "0002_members", "0003_variants", "0004_places")]
 
 NAME = "migrated"
 
