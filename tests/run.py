@@ -88,7 +88,8 @@ def run_apart() -> int:
         free.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{free.getsockname()[1]}"
         free.close()
-        with Platform(Path(folder) / "data", listen, layout="up") as platform:
+        soon = {"MINDWEAVE_COMPACTION_SECONDS": "1"}
+        with Platform(Path(folder) / "data", listen, soon, layout="up") as platform:
             print(f"many processes ready after {platform.wait_until_ready():.1f} s", flush=True)
             address = {"MINDWEAVE_E2E_ADDRESS": platform.address}
             count = passed("e2e-up", "pytest", "-m", "e2e", "tests/e2e", **address)
@@ -122,7 +123,6 @@ def check_coverage() -> None:
 def main() -> None:
     # The real trace must be there: a run that is to judge the platform takes no generator.
     os.environ.setdefault("CI", "1")
-    os.environ.setdefault("MINDWEAVE_COMPACTION_SECONDS", "1")
     REPORTS.mkdir(parents=True, exist_ok=True)
     run("coverage", "erase")
     counts = run_small()

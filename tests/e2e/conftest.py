@@ -15,8 +15,6 @@ from tests.e2e.tenant import Tenant, tenant
 
 GIVEN = "MINDWEAVE_E2E_ADDRESS"
 HERE = Path(__file__).parent
-# Of every platform that is started here: who looks at its tables does not wait for a minute.
-os.environ.setdefault("MINDWEAVE_COMPACTION_SECONDS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -40,6 +38,12 @@ def _needs_an_address_alone(item: pytest.Item) -> bool:
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the platform that the tests start."""
     return tmp_path_factory.mktemp("platform")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rows_soon() -> None:
+    """Of every platform that is started here: who looks at its tables does not wait a minute."""
+    os.environ.setdefault("MINDWEAVE_COMPACTION_SECONDS", "1")
 
 
 @pytest.fixture(scope="session")
