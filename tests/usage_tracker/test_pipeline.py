@@ -26,7 +26,7 @@ from services.usage_tracker.consumer.relay import WindowsRelay
 from services.usage_tracker.domain.judging import microseconds
 from services.usage_tracker.domain.pricing import PriceBook
 from services.usage_tracker.domain.records import events_partition, windows_partition
-from services.usage_tracker.store import UsageStore
+from services.usage_tracker.store import BlockStore, UsageStore
 from tests.analytics.deltas import rows_of
 from tests.common.waiting import eventually
 from tests.usage_tracker.conftest import MakeArrived, MakeRecord, layouts_of
@@ -225,6 +225,7 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
     relay = WindowsRelay(
         bus=bus,
         store=store,
+        blocks=BlockStore(db),
         progress=Standing(at),
         clock=db.clock,
         telemetry=silent_telemetry(),
