@@ -45,12 +45,13 @@ from tests.common.serving import ACCOUNT, AUTH, PROJECT, TEAM, Fleet, as_call, f
 
 pytestmark = pytest.mark.rpc
 
+SESSION = "mindweave.usage_tracker.v1.SessionService"
 ORG, OTHER_ORG, PROJECT_ID = uuid4(), uuid4(), uuid4()
 
 
 @pytest.fixture
 async def served() -> AsyncIterator[Fleet]:
-    async with fleet(ACCOUNT, AUTH, PROJECT, TEAM) as running:
+    async with fleet(ACCOUNT, AUTH, PROJECT, TEAM, SESSION) as running:
         yield running
 
 
