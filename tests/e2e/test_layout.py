@@ -150,7 +150,7 @@ def test_what_is_read_is_the_gateways_and_what_is_sent_is_ingests_under_its_own_
     unknown.remove(("GET", "/v1/%65vents"))
     assert {asked(*one) for one in unknown} == {(404, "route_not_found")}
     for path in ("/v1/prices", "/v1/unpriced", "/v1/reconciliation"):
-        assert asked("GET", path) == (422, "invalid_value")
+        assert asked("GET", path) == (422, "missing_field")
         assert asked("DELETE", path) == (405, "method_not_allowed")
     for path in ("/v1/sessions", "/v1/events", "/v1/%65vents"):
         assert asked("GET", path) == (422, "missing_field")
