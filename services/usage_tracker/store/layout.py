@@ -19,7 +19,6 @@ from services.usage_tracker.store.ledger import (
     FORGETTING,
     IDS,
     parts_with_rows,
-    with_days,
 )
 from services.usage_tracker.store.repricing import ADJUSTMENTS, forget_orders
 from services.usage_tracker.store.walks import Range, Tid, Walk
@@ -167,7 +166,7 @@ class LayoutStore:
             await _REHASHING.begin(
                 connection,
                 await parts_with_rows(connection),
-                await with_days(connection, EVENTS, IDS, ADJUSTMENTS),
+                dict.fromkeys((EVENTS, IDS, ADJUSTMENTS)),
             )
             return True
 

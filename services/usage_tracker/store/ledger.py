@@ -21,7 +21,6 @@ from common.timeseries import (
     drop_partitions,
     ensure_partitions,
     ensure_partitions_apart,
-    partition_days,
 )
 from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.columns import ID_BYTES, Batch, identity_hashes
@@ -297,14 +296,11 @@ class UsageStore:
                 before,
             )
             if chosen:
-                await hold(connection, await parts_with_rows(connection))
+                parts = await parts_with_rows(connection)
+                await hold(connection, parts)
                 await connection.execute("UPDATE delta_blocks SET forgetting = true")
-                tables = await with_days(connection, EVENTS, ADJUSTMENTS)
-                await FORGETTING.begin(
-                    connection,
-                    await parts_with_rows(connection),
-                    {**tables, "deltas": None, "unpriced": None},
-                )
+                tables = (EVENTS, ADJUSTMENTS, "deltas", "unpriced")
+                await FORGETTING.begin(connection, parts, dict.fromkeys(tables))
 
     async def forget_some(self) -> bool:
         """Remove events, windows and sessions of the organizations that go, from a range of rows.
@@ -359,11 +355,6 @@ async def parts_with_rows(connection: Connection) -> list[int]:
     """All parts that ever had rows."""
     rows = await connection.fetch("SELECT part FROM parts ORDER BY part")
     return [row["part"] for row in rows]
-
-
-async def with_days(connection: Connection, *tables: str) -> dict[str, list[date]]:
-    """Tables by day with the days that they have."""
-    return {table: await partition_days(connection, table) for table in tables}
 
 
 def _days(microseconds_: Integers) -> set[date]:

@@ -10,7 +10,7 @@ from common.database import Connection
 from common.timeseries import places
 
 Tid = tuple[int, int]
-# The days of each table that are walked over; None for a table without days.
+# The days of each table that are walked over; None for all that there is.
 Tables = Mapping[str, Iterable[date] | None]
 
 
