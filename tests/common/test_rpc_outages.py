@@ -366,7 +366,7 @@ async def test_a_server_that_is_drained_loses_no_call_and_none_is_made_twice() -
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         assert failures == []
         handled = len(going.handlers[TEAM].seen) + len(staying.handlers[TEAM].seen) - before
-        assert handled == len(outcomes) > 400
+        assert handled == len(outcomes) >= 400
 
 
 async def answered_by_both(channel: Channel, *servers: Fleet) -> bool:
