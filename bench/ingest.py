@@ -41,6 +41,8 @@ from fleet.process import Platform
 
 ORGANIZATIONS = 10
 PROJECTS = 20
+# Events in a request of a client that does not wait for many.
+FEW = 100
 SHARE = 0.2
 SIZES = (1, 10, 100, 1000, 10_000)
 SIZE_SECONDS = 4.0
@@ -179,7 +181,8 @@ async def measure(layout: Layout, folder: Path, wanted: argparse.Namespace) -> d
         await run.visible((await run.load(1.0, wanted.batch)).accepted_at)
         full = await _full(run, wanted)
         rate = SHARE * full["visible_per_s"]
-        part = await _partial(run, wanted, rate)
+        part = await _partial(run, wanted, rate, max(1, round(rate / 20)))
+        few = await _partial(run, wanted, rate, FEW)
         sizes = [await _size(run, size) for size in (SIZES if wanted.table else ())]
         before = np.empty(0, EVENT) if run.stored is None else run.stored.events
         found = await verdict(facts["database_url"], tenants, run.files, before)
@@ -198,6 +201,7 @@ async def measure(layout: Layout, folder: Path, wanted: argparse.Namespace) -> d
         "broker": layout.broker,
         **full,
         **part,
+        f"ack_ms_p95_of_{FEW}": few["ack_ms_p95"],
         "lost": found.lost,
         "doubled": found.doubled,
         "repeats": run.repeats,
@@ -256,11 +260,11 @@ async def _full(run: Run, wanted: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _partial(run: Run, wanted: argparse.Namespace, rate: float) -> dict[str, Any]:
+async def _partial(run: Run, wanted: argparse.Namespace, rate: float, batch: int) -> dict[str, Any]:
     other = make_tenant(run.platform.address, PROJECTS)
     http = HttpConnections(*run.target)
     probes = Probes(http, run.target[0], other)
-    batch = min(wanted.batch, max(1, round(rate / 20)))
+    batch = min(wanted.batch, batch)
     sent, seen = await asyncio.gather(
         run.load(wanted.probe_seconds, batch, rate),
         probes.run(wanted.probe_seconds, PROBE_EVERY),
