@@ -14,7 +14,7 @@ import os
 import platform as machine
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -164,6 +164,12 @@ class Run:
         return used
 
 
+    def used_since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """Seconds of each program that has used some, the most first."""
+        used = {name: total - before.get(name, 0.0) for name, total in self.cpu().items()}
+        return {k: used[k] for k in sorted(used, key=used.__getitem__)[::-1] if used[k] > 0.05}
+
+
 async def measure(layout: Layout, folder: Path, wanted: argparse.Namespace) -> dict[str, Any]:
     """All figures of one layout."""
     with platform_of(layout, folder / "data", wanted.buffers) as platform:
@@ -242,12 +248,7 @@ async def _full(run: Run, wanted: argparse.Namespace) -> dict[str, Any]:
     before = run.cpu()
     sent = await run.load(wanted.seconds, wanted.batch)
     seen = await run.visible(sent.accepted_at)
-    after = run.cpu()
-    micros = {
-        name: round((used - before.get(name, 0.0)) / sent.accepted * 1e6, 2)
-        for name, used in sorted(after.items())
-        if used - before.get(name, 0.0) > 0.05
-    }
+    micros = {k: round(v / sent.accepted * 1e6, 2) for k, v in run.used_since(before).items()}
     accepted = sent.accepted / (sent.ended - sent.began)
     print(f"  full load: {accepted:.0f} events/s accepted, 202 {latencies(sent)}")
     print(f"  all visible {seen - sent.ended:.2f} s after the last; {sent.refusals} refusals")
@@ -265,13 +266,17 @@ async def _partial(run: Run, wanted: argparse.Namespace, rate: float, batch: int
     http = HttpConnections(*run.target)
     probes = Probes(http, run.target[0], other)
     batch = min(wanted.batch, batch)
+    before = run.cpu()
     sent, seen = await asyncio.gather(
         run.load(wanted.probe_seconds, batch, rate),
         probes.run(wanted.probe_seconds, PROBE_EVERY),
     )
     await http.close()
+    spent = wanted.probe_seconds
+    load = {name: round(used / spent * 1e3) for name, used in run.used_since(before).items()}
     await run.visible(sent.accepted_at)
     print(f"  at {rate:.0f} events/s in batches of {batch}: 202 {latencies(sent)}")
+    print(f"  CPU ms a second: {load}, {sum(load.values())} in all")
     print(f"  202 to visible {seen}")
     return {
         "ack_ms_p95": round(latencies(sent).quantile(0.95), 1),
@@ -292,8 +297,10 @@ async def _size(run: Run, size: int) -> str:
 
 
 def _program(process: psutil.Process) -> str:
-    """Its name; for a backend of PostgreSQL the database that it serves, too."""
+    """Its name; for a backend of PostgreSQL its database, for one of ours what it runs."""
     name, line = process.name(), process.cmdline()
+    if "fleet" in line[:-1]:
+        return line[line.index("fleet") + 1]
     if name == "postgres" and line and line[0].startswith("postgres: "):
         return " ".join(line[0].split()[:3:2])
     return name
