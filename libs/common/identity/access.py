@@ -54,8 +54,9 @@ class _Question:
 class AccessResolver:
     """Asks team for a caller's roles and remembers the answer.
 
-    An answer is used for 3 s, and asked for again, while it is used, before they are over. That a caller has no role is never remembered. While team is down,
-    reads go on with an answer of the last 60 s.
+    An answer is used for 3 s, and asked for again, while it is used, before they are over. That a
+    caller has no role is never remembered. While team is down, reads go on with an answer of the
+    last 60 s.
     """
 
     def __init__(self, team: TeamServiceStub, clock: Clock) -> None:

@@ -28,9 +28,9 @@ _log = logging.getLogger(__name__)
 class Projects:
     """Asks for projects and remembers the answers.
 
-    An answer is used for 3 s, and asked for again, while it is used, before they are over. That a project does not exist is never remembered. While the project
-    service is down, an answer of the last 60 s stands. One question at a time is asked about a
-    project, whoever waits for it.
+    An answer is used for 3 s, and asked for again, while it is used, before they are over. That a
+    project does not exist is never remembered. While the project service is down, an answer of the
+    last 60 s stands. One question at a time is asked about a project, whoever waits for it.
     """
 
     def __init__(self, stub: ProjectServiceStub, clock: Clock) -> None:
