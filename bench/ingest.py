@@ -163,7 +163,6 @@ class Run:
                 used[name] = used.get(name, 0.0) + sum(times[:4])
         return used
 
-
     def used_since(self, before: Mapping[str, float]) -> dict[str, float]:
         """Seconds of each program that has used some, the most first."""
         used = {name: total - before.get(name, 0.0) for name, total in self.cpu().items()}
