@@ -233,7 +233,7 @@ class Tenure:
                     # What is in memory lacks this batch.
                     self._prepared = False
                     raise
-        if len(records) < work.max_records:
+        if len(records) < work.max_records and not self._chores_due():
             await self.worker.pause(began + work.gather - monotonic())
 
     def _chores_due(self) -> bool:
