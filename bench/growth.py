@@ -84,7 +84,7 @@ async def cost(run: Run, load: int, seconds: float, asked: Tenant) -> Cost:
     await run.fresh(full.accepted_at, asked_of)
     seen = time.time()
     url = facts_of(run.platform)["database_url"]
-    idle = await _idle(run)
+    idle = await _idle(run, min(seconds, IDLE_SECONDS))
     before, sizes, deltas = run.cpu(), await _bytes(url), await _deltas(url)
     sent = await run.load(seconds, BATCH, RATE)
     await run.fresh(sent.accepted_at, asked_of)
@@ -169,11 +169,11 @@ def _sized(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {size:.0f}" for name, size in sizes.items())
 
 
-async def _idle(run: Run) -> float:
+async def _idle(run: Run, seconds: float) -> float:
     # What the load before has left is done first.
-    await asyncio.sleep(IDLE_SECONDS)
+    await asyncio.sleep(seconds)
     before, began = sum(run.cpu().values()), time.perf_counter()
-    await asyncio.sleep(IDLE_SECONDS)
+    await asyncio.sleep(seconds)
     return (sum(run.cpu().values()) - before) * 1000 / (time.perf_counter() - began)
 
 

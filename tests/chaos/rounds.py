@@ -131,7 +131,8 @@ async def _judge_all(scene: Scene, tally: Tally, tell: Tell) -> None:
         for one in scene.clients:
             found = await scene.examine_answers(one)
             tally.found.add(found)
-            tell(f"     analytics: {len(GROUPINGS)} groupings, {len(found.others)} differences")
+            asked = f"{len(GROUPINGS)} groupings of analytics and all sessions"
+            tell(f"     {asked}, {len(found.others)} differences")
         noticed = [name for name in HARMS if await _is_noticed(scene, name)]
     tell(f"     the judge notices {len(noticed)} of {len(HARMS)} harms done by hand")
     if len(noticed) < len(HARMS):

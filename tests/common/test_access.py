@@ -15,6 +15,7 @@ from common.identity.access import AccessResolver
 from common.identity.call import ANONYMOUS, Principal
 from mindweave.team.v1.team_pb2 import Access, ResolveAccessRequest, ResolveAccessResponse
 from mindweave.team.v1.team_pb2_grpc import TeamServiceStub
+from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.unit
 
@@ -74,11 +75,50 @@ async def test_a_change_of_a_role_is_in_force_well_within_five_seconds(
 ) -> None:
     await access.resolve(USER, ORG)
     team.roles = {ORG: "viewer"}
-    clock.advance(SECOND * 2.9)
+    clock.advance(SECOND * 1.9)
     assert await access.resolve(USER, ORG) == {ORG: "member"}
-    clock.advance(SECOND * 0.1)
+    clock.advance(SECOND * 1.1)
     assert await access.resolve(USER, ORG) == {ORG: "viewer"}
     assert len(team.asked) == 2
+
+
+async def test_an_answer_in_use_is_asked_for_again_before_its_time_is_over(
+    access: AccessResolver, team: Team, clock: ManualClock
+) -> None:
+    await access.resolve(USER, ORG)
+    team.roles = {ORG: "viewer"}
+    clock.advance(SECOND * 2)
+    assert await access.resolve(USER, ORG) == {ORG: "member"}
+    assert await access.resolve(USER, ORG) == {ORG: "member"}
+    await eventually(lambda: len(team.asked) == 2)
+    clock.advance(SECOND * 1.5)
+    assert await access.resolve(USER, ORG) == {ORG: "viewer"}
+    assert len(team.asked) == 2
+
+
+async def test_an_answer_serves_on_though_asking_ahead_fails_and_no_longer_than_its_time(
+    access: AccessResolver, team: Team, clock: ManualClock
+) -> None:
+    await access.resolve(USER, ORG)
+    team.fails = Unavailable("down")
+    clock.advance(SECOND * 2)
+    assert await access.resolve(USER, ORG) == {ORG: "member"}
+    await eventually(lambda: len(team.asked) == 2)
+    clock.advance(SECOND)
+    with pytest.raises(Unavailable):
+        await access.resolve(USER, ORG)
+
+
+async def test_what_was_evicted_does_not_come_back_by_a_question_asked_ahead(
+    access: AccessResolver, team: Team, clock: ManualClock
+) -> None:
+    await access.resolve(USER, ORG)
+    clock.advance(SECOND * 2)
+    await access.resolve(USER, ORG)
+    team.before_answer = lambda: access.evict(org_id=ORG)
+    await eventually(lambda: len(team.asked) == 2)
+    team.roles = {ORG: "viewer"}
+    assert await access.resolve(USER, ORG) == {ORG: "viewer"}
 
 
 async def test_the_age_of_an_answer_counts_from_the_question(

@@ -355,3 +355,26 @@ async def test_only_so_many_answers_are_kept() -> None:
     for key in (1, 2, 3, 3, 2, 1):
         assert await cache.get(key, ask(key)) == key
     assert asked == [1, 2, 3, 1]
+
+
+async def test_an_answer_in_use_is_asked_for_again_before_its_time_is_over() -> None:
+    hands, asked = Hands(), 0
+    cache: FreshCache[str, int] = FreshCache(fresh=3, stale=60, now=hands)
+
+    async def ask() -> int:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        if asked == 2:
+            raise Unavailable("down")
+        return asked
+
+    assert await cache.get("key", ask) == 1
+    hands.now += 2
+    for question in (2, 3):
+        assert await cache.get("key", ask) == 1
+        await eventually(lambda question=question: asked == question)
+    await asyncio.sleep(0)
+    hands.now += 1.5
+    assert await cache.get("key", ask) == 3
+    assert asked == 3

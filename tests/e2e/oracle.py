@@ -127,6 +127,9 @@ class Oracle:
         self._key = api_key_id
         self._cost = cost
         self.events: dict[str, Mapping[str, Any]] = {}
+        # What was found of an event, beside it: each is priced once, however often it is added up.
+        self._priced: dict[int, tuple[Mapping[str, Any], list[Decimal] | None]] = {}
+        self._labelled: dict[int, tuple[Mapping[str, Any], dict[str, str | None]]] = {}
         self.conflicts = 0
 
     def acknowledge(self, events: Iterable[Mapping[str, Any]]) -> None:
@@ -183,11 +186,14 @@ class Oracle:
 
     def labels(self, event: Mapping[str, Any]) -> dict[str, str | None]:
         """The value of each dimension that an event is counted under."""
+        if (known := self._labelled.get(id(event))) is not None:
+            return known[1]
         labels = {name: event.get(name) for name in DIMENSIONS}
         labels["status"] = event.get("status", "ok")
         labels["api_key_id"] = self._key
         if labels["user_id"] is not None:
             labels["user_id"] = str(uuid5(self._org, labels["user_id"]))
+        self._labelled[id(event)] = event, labels
         return labels
 
     def unit(self, event: Mapping[str, Any], granularity: str) -> str | None:
@@ -213,7 +219,9 @@ class Oracle:
             group.latencies.append(Decimal(str(event["latency_ms"])))
         if "model" not in event:
             return
-        costs = self._cost(event)
+        if id(event) not in self._priced:
+            self._priced[id(event)] = event, self._cost(event)
+        costs = self._priced[id(event)][1]
         if costs is None:
             group.unpriced_events += 1
             return

@@ -20,6 +20,7 @@ from mindweave.project.v1.project_pb2 import (
 from mindweave.project.v1.project_pb2_grpc import ProjectServiceStub
 from services.usage_tracker.actions.projects import FRESH, Projects
 from services.usage_tracker.consumer.forgetting import eviction
+from tests.common.waiting import eventually
 from tests.usage_tracker.conftest import NOW, ORG, OTHERS_PROJECT, PROJECT
 
 pytestmark = pytest.mark.unit
@@ -161,3 +162,19 @@ async def test_whoever_asks_while_a_question_fails_hears_of_it_and_the_next_one_
 
     assert PROJECT in await projects.resolve([PROJECT])
     assert len(stub.asked) == 2
+
+
+async def test_an_answer_in_use_is_asked_for_again_before_its_time_is_over(
+    projects: Projects, stub: Stub, clock: ManualClock
+) -> None:
+    await projects.resolve([PROJECT, OTHERS_PROJECT])
+    clock.advance(FRESH * 0.7)
+    stub.down = True
+    assert PROJECT in await projects.resolve([PROJECT])
+    await eventually(lambda: len(stub.asked) == 2)
+    stub.down = False
+    assert PROJECT in await projects.resolve([PROJECT])
+    await eventually(lambda: len(stub.asked) == 3)
+    clock.advance(FRESH * 0.4)
+    assert PROJECT in await projects.resolve([PROJECT])
+    assert stub.asked[1:] == [[str(PROJECT)]] * 2

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from common.errors import DeadlineExceeded, MindWeaveError, Unavailable
+from common.renewal import AHEAD, not_needed_yet
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -42,7 +43,8 @@ class Noted(Generic[K]):
 class FreshCache(Generic[K, V]):
     """Answers that hold for seconds, and longer while the one who gives them is down.
 
-    One look-up at a time is made for a key; an error is never kept.
+    One look-up at a time is made for a key; an error is never kept. An answer in use is asked for
+    again before its time is over, so that nobody waits for it.
 
     Args:
         fresh: seconds in which an answer is used without asking.
@@ -65,7 +67,10 @@ class FreshCache(Generic[K, V]):
             MindWeaveError: what ``ask`` raises, where no kept answer may stand in.
         """
         known = self._known.get(key)
-        if known is not None and self._now() - known.since < self._fresh:
+        age = self._now() - known.since if known is not None else self._fresh
+        if known is not None and age < self._fresh:
+            if age >= self._fresh * AHEAD:
+                self._asked(key, ask).add_done_callback(not_needed_yet)
             return known.value
         try:
             return await asyncio.shield(self._asked(key, ask))

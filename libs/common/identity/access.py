@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -12,6 +14,7 @@ from uuid import UUID
 from common.clock import Clock
 from common.errors import DeadlineExceeded, Unavailable
 from common.identity.call import Principal
+from common.renewal import AHEAD, not_needed_yet
 from mindweave.team.v1.team_pb2 import ResolveAccessRequest
 from mindweave.team.v1.team_pb2_grpc import TeamServiceStub
 
@@ -51,8 +54,9 @@ class _Question:
 class AccessResolver:
     """Asks team for a caller's roles and remembers the answer.
 
-    An answer is used for 3 s. That a caller has no role is never remembered. While team is down,
-    reads go on with an answer of the last 60 s.
+    An answer is used for 3 s, and asked for again, while it is used, before they are over. That a
+    caller has no role is never remembered. While team is down, reads go on with an answer of the
+    last 60 s.
     """
 
     def __init__(self, team: TeamServiceStub, clock: Clock) -> None:
@@ -60,6 +64,7 @@ class AccessResolver:
         self._clock = clock
         self._known: OrderedDict[_Key, _Known] = OrderedDict()
         self._questions: set[_Question] = set()
+        self._renewing: dict[_Key, asyncio.Task[Roles]] = {}
 
     async def resolve(
         self,
@@ -96,10 +101,15 @@ class AccessResolver:
             now = self._clock.now()
             if not anew and known.asked <= now < known.fresh_until:
                 self._known.move_to_end(key)
+                if now - known.asked >= _FRESH * AHEAD:
+                    self._renew(principal, key, wanted)
                 return known.roles
         else:
             known = None
+        under_way = self._renewing.get(key) if known is not None and not anew else None
         try:
+            if under_way is not None:
+                return await asyncio.shield(under_way)
             return await self._ask(principal, key, wanted)
         except (Unavailable, DeadlineExceeded) as error:
             if reads and known is not None and known.stands_at(self._clock.now()):
@@ -115,6 +125,15 @@ class AccessResolver:
             of_org = org_id is None or org_id in known.roles
             if of_user and of_org:
                 del self._known[key]
+
+    def _renew(self, principal: Principal, key: _Key, wanted: frozenset[UUID]) -> None:
+        if key in self._renewing:
+            return
+        # Nothing of the request that happens to ask (its user, its deadline) goes with it.
+        asking = asyncio.create_task(self._ask(principal, key, wanted), context=Context())
+        self._renewing[key] = asking
+        asking.add_done_callback(not_needed_yet)
+        asking.add_done_callback(lambda _: self._renewing.pop(key))
 
     async def _ask(self, principal: Principal, key: _Key, wanted: frozenset[UUID]) -> Roles:
         asked, question = self._clock.now(), _Question(principal.user_id)

@@ -8,7 +8,7 @@ from contextvars import Context
 from datetime import UTC, datetime, timedelta
 
 from common.clock import Clock
-from common.errors import MindWeaveError
+from common.renewal import AHEAD, not_needed_yet
 from mindweave.auth.v1.auth_pb2 import IssueServiceTokenRequest
 from mindweave.auth.v1.auth_pb2_grpc import AuthServiceStub
 
@@ -74,7 +74,7 @@ class ServiceTokens:
 
     def _renew(self, now: datetime) -> None:
         if self._tried is None or not timedelta() <= now - self._tried < _BETWEEN_TRIES:
-            self._ask(now).add_done_callback(_seen)
+            self._ask(now).add_done_callback(not_needed_yet)
 
     def _ask(self, now: datetime) -> asyncio.Task[None]:
         if self._asking is None or self._asking.done():
@@ -84,11 +84,4 @@ class ServiceTokens:
 
     async def _store(self, now: datetime) -> None:
         self._token, self._expires = await self._issue()
-        self._fresh_until = now + (self._expires - now) * 2 / 3
-
-
-def _seen(asking: asyncio.Task[None]) -> None:
-    """A failure to renew is no failure yet: the present token serves on."""
-    error = None if asking.cancelled() else asking.exception()
-    if error is not None and not isinstance(error, MindWeaveError | OSError):
-        raise error
+        self._fresh_until = now + (self._expires - now) * AHEAD

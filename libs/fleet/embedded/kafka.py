@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import shutil
 import socket
@@ -233,17 +234,21 @@ def _libs() -> Path:
     if named:
         return Path(named)
     folder = Path(".cache/kafka").resolve() / _VERSION
-    if not folder.exists():
-        _download(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Of brokers that start at the same time one downloads; Maven's own folder bears no more.
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            _download(folder)
     return folder
 
 
 def _download(folder: Path) -> None:
-    """Let Maven copy the jars to a folder of this process, which then becomes ``folder``."""
+    """Let Maven copy the jars to another folder, which then becomes ``folder``."""
     maven = _program("mvn")
-    unfinished = folder.with_name(f"{_VERSION}.{os.getpid()}.new")
+    unfinished = folder.with_name(f"{_VERSION}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished.mkdir()
     pom = unfinished / "pom.xml"
     pom.write_text(_POM)
     copy = ["-B", "-q", "-f", str(pom), "dependency:copy-dependencies"]
@@ -251,10 +256,6 @@ def _download(folder: Path) -> None:
         _run("Maven", maven, *copy, "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}")
         pom.unlink()
         unfinished.rename(folder)
-    except OSError:
-        # Another process was faster.
-        if not folder.exists():
-            raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

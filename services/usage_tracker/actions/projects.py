@@ -12,6 +12,7 @@ from uuid import UUID
 
 from common.clock import Clock
 from common.errors import DeadlineExceeded, Unavailable
+from common.renewal import AHEAD, not_needed_yet
 from mindweave.project.v1.project_pb2 import ResolvedProject, ResolveProjectsRequest
 from mindweave.project.v1.project_pb2_grpc import ProjectServiceStub
 from services.usage_tracker.domain.judging import Project
@@ -27,9 +28,9 @@ _log = logging.getLogger(__name__)
 class Projects:
     """Asks for projects and remembers the answers.
 
-    An answer is used for 3 s. That a project does not exist is never remembered. While the project
-    service is down, an answer of the last 60 s stands. One question at a time is asked about a
-    project, whoever waits for it.
+    An answer is used for 3 s, and asked for again, while it is used, before they are over. That a
+    project does not exist is never remembered. While the project service is down, an answer of the
+    last 60 s stands. One question at a time is asked about a project, whoever waits for it.
     """
 
     def __init__(self, stub: ProjectServiceStub, clock: Clock) -> None:
@@ -47,6 +48,7 @@ class Projects:
         found = self._remembered(ids, FRESH)
         missing = [i for i in ids if i not in found]
         if not missing:
+            self._renew(ids)
             return found
         try:
             return found | await self._answers(missing)
@@ -75,17 +77,25 @@ class Projects:
             if i in self._known and timedelta() <= now - self._known[i][1] < age
         }
 
+    def _renew(self, ids: Collection[UUID]) -> None:
+        young = self._remembered(ids, FRESH * AHEAD)
+        for task in self._asked([i for i in ids if i not in young]):
+            task.add_done_callback(not_needed_yet)
+
     async def _answers(self, ids: Sequence[UUID]) -> dict[UUID, Project]:
+        answers = await asyncio.gather(*map(asyncio.shield, self._asked(ids)))
+        wanted = set(ids)
+        return {i: p for answer in answers for i, p in answer.items() if i in wanted}
+
+    def _asked(self, ids: Sequence[UUID]) -> Collection[asyncio.Task[dict[UUID, Project]]]:
+        """The questions about these that are under way, those put now among them."""
         new = [i for i in ids if i not in self._asking]
         for start in range(0, len(new), _PAGE):
             page = new[start : start + _PAGE]
             # Nothing of the request that happens to ask (its user, its deadline) goes with it.
             task = asyncio.create_task(self._ask(page), context=Context())
             self._asking |= dict.fromkeys(page, task)
-        tasks = dict.fromkeys(self._asking[i] for i in ids)
-        answers = await asyncio.gather(*map(asyncio.shield, tasks))
-        wanted = set(ids)
-        return {i: p for answer in answers for i, p in answer.items() if i in wanted}
+        return dict.fromkeys(self._asking[i] for i in ids)
 
     async def _ask(self, ids: Sequence[UUID]) -> dict[UUID, Project]:
         asked, me = self._clock.now(), asyncio.current_task()

@@ -10,7 +10,7 @@ import pytest
 from common.database import Connection, Database
 from common.events.bus import Bus
 from tests.common.partition_consumer.conftest import Ledger, Make, publish
-from tests.common.waiting import eventually
+from tests.common.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.bus
 
@@ -54,6 +54,18 @@ async def test_they_are_done_where_no_records_come_and_between_those_that_do(
 
     await eventually(all_of_one)
     assert [n for n in await ledger.numbers(1) if n < 1_000] == list(range(10))
+
+
+async def test_they_do_not_wait_while_records_are_gathered(
+    bus: Bus, topic: str, make: Make, ledger: Ledger
+) -> None:
+    await publish(bus, topic, range(1))
+    await make(chores=Chores(topic, 3), gather=100 * PATIENCE)
+
+    async def all_of_it() -> bool:
+        return sorted(await ledger.numbers(0)) == [0, 1_001, 1_002, 1_003]
+
+    await eventually(all_of_it)
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), TimeoutError("it takes too long")])

@@ -9,7 +9,7 @@ import pytest
 from common.database import Connection, Database
 from common.events.bus import Bus, Record
 from tests.common.partition_consumer.conftest import Ledger, Make, publish
-from tests.common.waiting import eventually
+from tests.common.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.bus
 
@@ -47,3 +47,31 @@ async def test_whoever_waits_for_its_turn_holds_no_connection(
     for part in (0, 1):
         await eventually(lambda part=part: ledger.holds(part, list(range(5))))
     assert sorted(set(begun)) == [0, 1]
+
+
+async def test_records_that_come_soon_after_a_batch_are_gathered_into_one(
+    bus: Bus, topic: str, make: Make, ledger: Ledger
+) -> None:
+    batches: list[int] = []
+
+    async def apply(connection: Connection, part: int, records: list[Record]) -> int:
+        batches.append(len(records))
+        return await ledger.apply(connection, part, records)
+
+    await make(apply=apply, gather=3.0)
+    await publish(bus, topic, range(1))
+    await eventually(lambda: ledger.holds(0, [0]))
+    for number in range(1, 4):
+        await publish(bus, topic, range(number, number + 1))
+    await eventually(lambda: ledger.holds(0, [0, 1, 2, 3]))
+    assert batches == [1, 3]
+
+
+async def test_a_full_batch_is_followed_by_the_next_at_once_and_a_stop_by_the_end(
+    bus: Bus, topic: str, make: Make, ledger: Ledger
+) -> None:
+    consumer = await make(gather=100 * PATIENCE, max_records=2)
+    await publish(bus, topic, range(5))
+    await eventually(lambda: ledger.holds(0, [0, 1, 2, 3, 4]))
+    async with asyncio.timeout(PATIENCE):
+        await consumer.stop()

@@ -78,11 +78,11 @@ class Sleepy:
 
 
 async def end_locks(db: Database) -> None:
-    """As where the connection of a process is lost that holds one."""
+    """As where the connection of a process is lost that holds one; returns once it is free."""
     async with db.session() as connection:
         await connection.execute(
             """
-            SELECT pg_terminate_backend(l.pid) FROM pg_locks AS l JOIN pg_database AS d
+            SELECT pg_terminate_backend(l.pid, 60000) FROM pg_locks AS l JOIN pg_database AS d
                 ON d.oid = l.database AND d.datname = current_database()
             WHERE l.locktype = 'advisory' AND l.pid <> pg_backend_pid()
             """

@@ -62,6 +62,7 @@ class PartitionConsumer:
         on_take: PartHook | None = None,
         clock: Clock | None = None,
         max_records: int = 64,
+        gather: float = 0.1,
         lease: float = LEASE,
         cadence: float = 0.1,
         stall: float = 30.0,
@@ -83,6 +84,8 @@ class PartitionConsumer:
             on_take: see above.
             clock: for watermarks; the database's when absent.
             max_records: in a batch.
+            gather: seconds from the beginning of a batch to that of the next, unless it was full:
+                what a transaction costs by itself is paid so many times a second at most.
             lease: seconds after which a dead owner's partitions are taken.
             cadence: seconds between two looks at the partitions' ends.
             stall: seconds after which it is a fault that records wait and none comes.
@@ -113,6 +116,7 @@ class PartitionConsumer:
             after=after,
             on_take=on_take,
             max_records=max_records,
+            gather=gather,
             backoff=backoff or _RETRY,
             chores=chores,
             turn=nullcontext() if at_once is None else asyncio.Semaphore(at_once),

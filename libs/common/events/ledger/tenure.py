@@ -63,6 +63,8 @@ class Work:
     after: After | None
     on_take: PartHook | None
     max_records: int
+    # Seconds from the beginning of a batch to that of the next, unless as many records came as may.
+    gather: float
     backoff: Backoff
     chores: Chores | None = None
     # How many partitions are worked on at once; waited for without a connection in hand.
@@ -215,7 +217,7 @@ class Tenure:
         )
         if not records:
             return
-        self._stirred_at = monotonic()
+        began = self._stirred_at = monotonic()
         if self._stored is None:
             # No place yet by which the bus would see that the stream is another.
             await self._check_birth()
@@ -231,6 +233,8 @@ class Tenure:
                     # What is in memory lacks this batch.
                     self._prepared = False
                     raise
+        if len(records) < work.max_records and not self._chores_due():
+            await self.worker.pause(began + work.gather - monotonic())
 
     def _chores_due(self) -> bool:
         chores = self._work.chores
