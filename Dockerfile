@@ -13,7 +13,8 @@ COPY pyproject.toml uv.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --locked --only-group image
 ARG SERVICE
 RUN --mount=type=cache,target=/root/.cache/uv \
-    UV_PROJECT_ENVIRONMENT=/app UV_COMPILE_BYTECODE=0 uv sync --locked --only-group ${SERVICE:?is needed}
+    if grep -q "^${SERVICE:?is needed} = " pyproject.toml; then group=$SERVICE; else group=kit; fi \
+    && UV_PROJECT_ENVIRONMENT=/app UV_COMPILE_BYTECODE=0 uv sync --locked --only-group $group
 COPY README.md ./
 COPY libs libs
 COPY services/__init__.py services/

@@ -50,10 +50,10 @@ def groups() -> dict[str, list[Any]]:
     return found
 
 
-def installed(group: str) -> set[str]:
-    """The distributions of a group, with what they need."""
+def installed(service: str) -> set[str]:
+    """The distributions of a service's image, with what they need."""
     waiting = []
-    for entry in groups()[group]:
+    for entry in groups()[service if service in groups() else "kit"]:
         if isinstance(entry, str):
             waiting.append(Requirement(entry))
         else:
@@ -80,7 +80,7 @@ def test_an_image_has_what_its_service_imports(service: str) -> None:
     wanted |= imported("libs/fleet") - ELSEWHERE
     wanted = (wanted - LATER) | imported(f"services/{service}")
     distributions = packages_distributions()
-    has = installed(service.replace("_", "-"))
+    has = installed(service)
     missing = {
         package
         for package in wanted - {"google"}
@@ -98,7 +98,7 @@ def test_what_only_one_service_uses_is_in_its_image_alone() -> None:
         "httpx": set(),
         "pytest": set(),
     }.items():
-        assert {s for s in SERVICES if package in installed(s.replace("_", "-"))} == services
+        assert {s for s in SERVICES if package in installed(s)} == services
 
 
 def test_skaffold_builds_and_installs_every_service() -> None:
