@@ -206,8 +206,8 @@ def test_metrics_are_scraped_and_what_shows_them_is_provisioned(chart: Any, tmp_
     assert scraped == {f"{name}-pods" for name in OURS}
     copy = shutil.copytree(CHART, tmp_path / "mindweave")
     for folder, file, text in (
-        ("grafana", "fleet_overview.json", json.dumps({"title": "{{ fleet }}"})),
-        ("prometheus", "slo.yaml", "groups: [{name: slo, rules: []}]"),
+        ("dashboards", "fleet_overview.json", json.dumps({"title": "{{ fleet }}"})),
+        ("rules", "slo.yaml", "groups: [{name: slo, rules: []}]"),
     ):
         (copy / "files" / folder).mkdir(exist_ok=True)
         (copy / "files" / folder / file).write_text(text)
