@@ -38,14 +38,16 @@ RUN SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} .venv/bin/hatchling build --target wh
     # But for what no service imports.
     && PYTHONPYCACHEPREFIX=/app/compiled python -m compileall -q --invalidation-mode unchecked-hash \
         -x '/(pydantic/v1|pygments)/' /app/lib \
-    && find /app -exec touch --no-dereference --date=@${SOURCE_DATE_EPOCH} {} +
+    && sed -i '/uv_cache.json/d' /app/lib/python3.11/site-packages/mindweave-*.dist-info/RECORD \
+    && mkdir /root/service && mv /app /root/service/ \
+    && find /root/service -exec touch --no-dereference --date=@${SOURCE_DATE_EPOCH} {} +
 
 FROM scratch
 ENV HOME=/tmp PATH=/app/bin:/usr/local/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     PYTHONDONTWRITEBYTECODE=1 PYTHONPYCACHEPREFIX=/app/compiled PYTHONSAFEPATH=1 \
     MINDWEAVE_GRPC_LISTEN=0.0.0.0:9000 MINDWEAVE_LISTEN=0.0.0.0:8080 MINDWEAVE_METRICS_LISTEN=0.0.0.0:9090
 COPY --from=build /root/image /
-COPY --from=build /app /app
+COPY --from=build /root/service /
 ARG SERVICE
 LABEL org.opencontainers.image.title=mindweave-${SERVICE}
 USER 10001:10001
