@@ -27,6 +27,9 @@ OF_OPERATORS = {
     "TriggerAuthentication": "keda.sh/v1alpha1",
 }
 _LOGIC = ("oneOf", "anyOf", "allOf", "not")
+# What an API server says by a rule that no JSON schema has: a duration of some length.
+_LASTS = "duration(self) >= duration('1ms')"
+_DURATION = r"^(?=.*[1-9])([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
 
 
 def complaints(found: Object) -> list[str]:
@@ -79,12 +82,14 @@ def _of_istio(version: str, kind: str) -> Draft202012Validator:
 
 
 def _close(schema: Any) -> None:
-    """Refuse what an API server would drop: fields that no schema names."""
+    """Refuse what an API server drops, fields that no schema names, and no time at all."""
     if isinstance(schema, list):
         for part in schema:
             _close(part)
     if not isinstance(schema, dict):
         return
+    if any(said["rule"] == _LASTS for said in schema.get("x-kubernetes-validations", ())):
+        schema["pattern"] = _DURATION
     if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
         schema.setdefault("additionalProperties", False)
     for key, part in schema.items():

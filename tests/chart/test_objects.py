@@ -42,9 +42,11 @@ def test_a_wrong_object_is_complained_of(chart: Any) -> None:
     route = chart("a mesh").of("VirtualService")["team"]
     assert complaints(service) == complaints(route) == []
     service = service | {"spec": service["spec"] | {"port": 1}}
-    route = route | {"spec": route["spec"] | {"timeouts": "1s"}}
     assert "port" in str(complaints(service))
-    assert "timeouts" in str(complaints(route))
+    unknown = route | {"spec": route["spec"] | {"timeouts": "1s"}}
+    assert "timeouts" in str(complaints(unknown))
+    endless = [route["spec"]["http"][1] | {"timeout": "0s"}]
+    assert "0s" in str(complaints(route | {"spec": route["spec"] | {"http": endless}}))
 
 
 def test_no_two_objects_have_one_name(any_chart: Rendered) -> None:
