@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from grafana_foundation_sdk.builders import stat, timeseries
-from grafana_foundation_sdk.builders.common import ReduceDataOptions, VizLegendOptions
+from grafana_foundation_sdk.builders.common import (
+    GraphThresholdsStyleConfig,
+    ReduceDataOptions,
+    VizLegendOptions,
+)
 from grafana_foundation_sdk.builders.dashboard import (
     Dashboard,
     DashboardLink,
@@ -22,6 +26,7 @@ from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.common import (
     BigValueColorMode,
     BigValueGraphMode,
+    GraphThresholdsStyleMode,
     LegendDisplayMode,
     LegendPlacement,
 )
@@ -103,7 +108,8 @@ def graph(
         .min(0)
     )
     if limit is not None:
-        panel = panel.thresholds(_limits(limit))
+        line = GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.LINE)
+        panel = panel.thresholds(_limits(limit)).thresholds_style(line)
     for index, query in enumerate(queries):
         panel = panel.with_target(_target(index, query))
     return _told(panel, title, about, unit).height(_HEIGHT).span(width)
@@ -156,6 +162,9 @@ def dashboard(
         made = made.with_row(Row(name))
         for panel in panels:
             made = made.with_panel(panel)
+    for place, placed in enumerate(made.build().panels or [], 1):
+        # Links to a panel hold its id.
+        placed.id_val = place
     return made
 
 
