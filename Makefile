@@ -15,10 +15,10 @@ LISTEN ?= 127.0.0.1:8080
 DATA ?= .data
 BROKER ?= kafka
 
-.PHONY: help setup demo up test lint proto e2e chaos bench clean
+.PHONY: help setup demo up test lint proto dashboards e2e chaos bench clean
 
 help:
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(if $(filter uv,$(UV)),,.tools/bin/uv)
 	@$(UV) sync --locked --all-extras --quiet
@@ -47,11 +47,15 @@ lint: setup ## formatting, lint, types, import rules, protos, generated files
 	@$(RUN) buf breaking libs/mindweave/descriptors.binpb --against $(RELEASED)
 	@$(RUN) python -m services.gateway.http.openapi --check docs/api/openapi.json
 	@$(RUN) python -m common.events.asyncapi --check docs/api/asyncapi.json
+	@$(RUN) python -m deploy.dashboards --check
 
 proto: setup ## make the stubs, the descriptor set and docs/api from the protos
 	@$(RUN) python proto/generate.py
 	@$(RUN) python -m services.gateway.http.openapi docs/api/openapi.json
 	@$(RUN) python -m common.events.asyncapi docs/api/asyncapi.json
+
+dashboards: setup ## make deploy/grafana from deploy/dashboards
+	@$(RUN) python -m deploy.dashboards
 
 e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a running platform)
 	@$(RUN) pytest -m e2e
