@@ -15,7 +15,7 @@ LISTEN ?= 127.0.0.1:8080
 DATA ?= .data
 BROKER ?= kafka
 
-.PHONY: help setup demo up test lint proto dashboards e2e chaos bench clean
+.PHONY: help setup demo up test lint proto dashboards e2e chaos collector bench clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a runni
 chaos: setup ## faults under load, then one line of JSON (SEED, BROKER; ROUNDS or MINUTES: more than a short round)
 	@$(RUN) python -m tests.chaos --broker $(BROKER) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
+
+collector: setup ## build an OpenTelemetry Collector, and see what deploy/otel hides (minutes; needs Go)
+	@$(RUN) python -m tests.deploy.collector
 
 bench: setup ## the benchmarks; each ends with one line of JSON
 	@$(RUN) python -m bench.platform
