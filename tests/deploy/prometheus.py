@@ -55,7 +55,9 @@ class Prometheus:
 def prometheus(targets: Sequence[str], folder: Path) -> Iterator[Prometheus]:
     """One that scrapes ``targets`` ("host:port") every second, while the block runs."""
     config = folder / "prometheus.yml"
-    job = {"job_name": "mindweave", "static_configs": [{"targets": list(targets)}]}
+    # As Prometheus' operator names targets, after the Service that leads to them.
+    named = {"targets": list(targets), "labels": {"service": "of-kubernetes", "pod": "one"}}
+    job = {"job_name": "mindweave", "honor_labels": True, "static_configs": [named]}
     every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config.write_text(
         yaml.safe_dump(
