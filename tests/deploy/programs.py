@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import subprocess
 import tempfile
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "prometheus"
 NAMES = ("prometheus", "promtool")
-MODULE = "github.com/prometheus/prometheus/cmd/{}@v0.305.0"
+MODULE = "github.com/prometheus/prometheus@v0.305.0"
 
 
 def program(name: str) -> str:
@@ -46,20 +46,16 @@ def _bring(folder: Path) -> None:
         for name in NAMES:
             (folder / "debian/usr/bin" / name).rename(folder / "bin" / name)
     elif shutil.which("go"):
-        modules = [MODULE.format(name) for name in NAMES]
-        _run("go", "install", *modules, GOBIN=str(folder / "bin"))
+        # Its module replaces others, which `go install` refuses.
+        found = json.loads(_run("go", "mod", "download", "-json", MODULE))["Dir"]
+        commands = [f"./cmd/{name}" for name in NAMES]
+        _run("go", "build", "-C", found, "-o", f"{folder / 'bin'}/", *commands)
     else:
         raise RuntimeError("install prometheus and promtool, or Go, which builds them")
 
 
-def _run(*command: str, cwd: Path | None = None, **environment: str) -> None:
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _run(*command: str, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr or done.stdout}")
+    return done.stdout
