@@ -25,10 +25,10 @@ LISTEN ?= 127.0.0.1:8080
 DATA ?= .data
 BROKER ?= kafka
 
-.PHONY: help setup demo up test lint proto chart images e2e chaos bench clean
+.PHONY: help setup demo up test lint proto chart dashboards images e2e chaos collector bench clean
 
 help:
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(if $(filter uv,$(UV)),,.tools/bin/uv)
 	@$(UV) sync --locked --all-extras --quiet
@@ -73,11 +73,15 @@ lint: setup .tools/bin/helm ## formatting, lint, types, import rules, protos, ge
 	@$(RUN) python -m common.events.asyncapi --check docs/api/asyncapi.json
 	@$(RUN) python charts/generate.py --check
 	@.tools/bin/helm lint --quiet --strict charts/mindweave
+	@$(RUN) python -m deploy.dashboards --check
 
 proto: setup ## make the stubs, the descriptor set and docs/api from the protos
 	@$(RUN) python proto/generate.py
 	@$(RUN) python -m services.gateway.http.openapi docs/api/openapi.json
 	@$(RUN) python -m common.events.asyncapi docs/api/asyncapi.json
+
+dashboards: setup ## make deploy/grafana from deploy/dashboards
+	@$(RUN) python -m deploy.dashboards
 
 chart: setup ## what the chart takes from the code (callers, routes, settings) and its README
 	@$(RUN) python charts/generate.py
@@ -99,6 +103,9 @@ e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a runni
 chaos: setup ## faults under load, then one line of JSON (SEED, BROKER; ROUNDS or MINUTES: more than a short round)
 	@$(RUN) python -m tests.chaos --broker $(BROKER) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
+
+collector: setup ## build an OpenTelemetry Collector, and see what deploy/otel hides (minutes; needs Go)
+	@$(RUN) python -m tests.deploy.collector
 
 bench: setup ## the benchmarks; each ends with one line of JSON
 	@$(RUN) python -m bench.platform
