@@ -40,7 +40,7 @@ def made() -> Dashboard:
             "Services that are ready",
             "Processes of each service that can do their work.",
             "short",
-            Query("sum by (service) (mindweave_ready)", "{{service}}"),
+            Query("sum by (service, role) (mindweave_ready)", "{{service}}, {{role}}"),
             width=8,
             good=1,
         ),

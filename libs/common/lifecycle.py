@@ -294,7 +294,8 @@ class Host:
 
     def _operations(self) -> Starlette:
         """What the orchestrator and Prometheus ask."""
-        metrics = metrics_page(self._metrics, self.health)
+        roles = {placed.service.name: placed.roles for placed in self._services}
+        metrics = metrics_page(self._metrics, self.health, roles)
         pages = {"/metrics": metrics, **health_pages(self.health, self.dead)}
         return Starlette(routes=[Route(path, page) for path, page in pages.items()])
 

@@ -13,7 +13,7 @@ from common.background import BOTH
 from common.settings import load_settings
 from fleet.named import placed
 from fleet.services import SERVICES, owners
-from tests.chart.rendering import CHART, Object, Rendered, environment, rendered
+from tests.chart.rendering import CHART, ROOT, Object, Rendered, environment, rendered
 
 pytestmark = pytest.mark.unit
 
@@ -58,8 +58,9 @@ def test_a_process_is_configured_by_what_it_is_given(
                 target = settings.addresses[service].partition(":")[0]
                 assert target in any_chart.of("Service")
         assert settings.kafka_brokers or settings.redis_url
-        grace = settings.drain_delay + settings.drain_timeout
-        assert pod["terminationGracePeriodSeconds"] >= grace + 10
+        # REST, then what works in the background, then gRPC.
+        grace = settings.drain_delay + settings.drain_timeout + 10 + settings.drain_timeout
+        assert pod["terminationGracePeriodSeconds"] > grace + 2
 
 
 def test_a_process_knows_its_own_database_alone_and_no_administrator(chart: Any) -> None:
@@ -118,12 +119,16 @@ def test_processes_follow_the_load_as_the_product_says(chart: Any) -> None:
 def test_workers_follow_what_waits_where_the_cluster_can(chart: Any) -> None:
     found = chart("trying out with KEDA")
     assert found.of("HorizontalPodAutoscaler").keys() == OURS - {WORKER}
-    (trigger, _) = found.of("ScaledObject")[WORKER]["spec"]["triggers"]
+    (trigger, *others) = found.of("ScaledObject")[WORKER]["spec"]["triggers"]
+    assert [(t["type"], t["metadata"]["value"]) for t in others] == [
+        ("cpu", "70"),
+        ("memory", "80"),
+    ]
     assert trigger["metadata"]["topic"] == "usage.events"
     assert trigger["metadata"]["consumerGroup"] == "usage_tracker.usage.events"
     assert "authenticationRef" not in trigger
     secured = chart("production with KEDA")
-    (trigger, _) = secured.of("ScaledObject")[WORKER]["spec"]["triggers"]
+    (trigger, *_) = secured.of("ScaledObject")[WORKER]["spec"]["triggers"]
     assert trigger["metadata"]["sasl"] == "scram_sha512"
     assert trigger["authenticationRef"]["name"] in secured.of("TriggerAuthentication")
 
@@ -159,8 +164,7 @@ def test_services_find_the_pods_that_serve(any_chart: Rendered) -> None:
     for name, service in any_chart.of("Service").items():
         selector = service["spec"]["selector"].items()
         found = [p for p in pods if selector <= p["metadata"]["labels"].items()]
-        if not found:
-            continue
+        assert found or name in {*any_chart.of("StatefulSet")}
         for pod in found:
             (one,) = pod["spec"]["containers"]
             ports = {port["name"] for port in one["ports"]}
@@ -204,6 +208,15 @@ def test_metrics_are_scraped_and_what_shows_them_is_provisioned(chart: Any, tmp_
         if selector.items() <= service["metadata"]["labels"].items()
     }
     assert scraped == {f"{name}-pods" for name in OURS}
+    (endpoint,) = found.of("ServiceMonitor")["mindweave"]["spec"]["endpoints"]
+    assert endpoint["honorLabels"] is True
+    assert {f"dashboard-{file.stem}" for file in (ROOT / "deploy/grafana").glob("*.json")} == {
+        name for name in found.of("ConfigMap") if name.startswith("dashboard-")
+    }
+    alerts = found.of("PrometheusRule")
+    assert {
+        f"mindweave-{f.stem}" for f in (ROOT / "deploy/prometheus/rules").glob("*.yaml")
+    } == set(alerts)
     copy = shutil.copytree(CHART, tmp_path / "mindweave")
     for folder, file, text in (
         ("dashboards", "fleet_overview.json", json.dumps({"title": "{{ fleet }}"})),

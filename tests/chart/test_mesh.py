@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.identity.tokens import AUDIENCE
-from common.rpc.metadata import ACTING_FOR, CALLER, IP, PRINCIPAL, USER_AGENT, WITHOUT_CALLER
+from common.rpc.metadata import ACTING_FOR, CALLER, IP, PRINCIPAL, USER_AGENT
 from common.settings import Settings
 from fleet.layout.envoy import REQUEST_SECONDS
 from tests.chart.rendering import ROOT, Object, Rendered, load
@@ -96,7 +96,6 @@ def test_tokens_are_judged_where_services_alone_set_the_header(mesh: Rendered) -
             assert header.get("prefix", "") == ("Bearer " if header["name"] == PRINCIPAL else "")
             found.add(header["name"])
         headers[name] = found
-    assert WITHOUT_CALLER
     behind = {"auth", "account", "team", "project", "analytics"}
     facing = {"gateway", "usage-tracker"}
     expected = {name: {CALLER, PRINCIPAL} for name in behind} | {name: {CALLER} for name in facing}

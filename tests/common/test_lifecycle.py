@@ -96,16 +96,16 @@ async def test_metrics_tell_the_version_and_which_part_is_not_ready(
     async with running([auth(migrations, work), usage(Usage().app())], alone) as host:
         before = await metrics(host)
         work.ready = False
-        after = await metrics(host, until='mindweave_ready{service="auth"} 0.0')
+        after = await metrics(host, until='mindweave_ready{role="work",service="auth"} 0.0')
 
     assert 'mindweave_build_info{service="auth",version="1.2.3"} 1.0' in before
     assert 'mindweave_migrations_pending{service="auth"} 0.0' in before
-    assert 'mindweave_ready{service="auth"} 1.0' in before
+    assert 'mindweave_ready{role="work",service="auth"} 1.0' in before
     for part in ("database", "broker", "work", "outbox", "statistics"):
         assert f'mindweave_part_ready{{part="{part}",service="auth"}} 1.0' in before
     assert 'mindweave_part_ready{part="work",service="auth"} 0.0' in after
     assert 'mindweave_part_ready{part="outbox",service="auth"} 1.0' in after
-    assert 'mindweave_ready{service="usage_tracker"} 1.0' in after
+    assert 'mindweave_ready{role="serve",service="usage_tracker"} 1.0' in after
 
 
 async def test_metrics_tell_what_a_start_waits_for_and_then_no_more(

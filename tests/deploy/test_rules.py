@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fleet.layout.processes import DEFAULT
 from fleet.services import SERVICES
 from tests.deploy.programs import program
 from tests.deploy.written import (
@@ -90,8 +91,12 @@ def test_an_alert_says_how_urgent_it_is_and_what_has_happened(alert: Rule) -> No
 
 def test_every_service_is_missed_when_it_is_down() -> None:
     (down,) = (alert for alert in alerts() if alert.name == "ServiceDown")
-    missed = re.findall(r'absent\(mindweave_ready\{service="(\w+)"\}\)', down.expr)
-    assert sorted(missed) == sorted(SERVICES)
+    missed = set(
+        re.findall(r'absent\(mindweave_ready\{service="(\w+)", role="(\w+)"\}\)', down.expr)
+    )
+    apart = {(service, role.value) for service, role in DEFAULT if role is not None}
+    assert {service for service, _ in missed} == set(SERVICES)
+    assert missed >= apart
 
 
 def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:

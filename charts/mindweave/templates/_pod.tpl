@@ -34,6 +34,9 @@
 app.kubernetes.io/name: {{ .name }}
 app.kubernetes.io/component: {{ .service }}
 app.kubernetes.io/version: {{ .tag | default .root.Values.image.tag | default .root.Chart.AppVersion | quote }}
+{{- if .root.Values.mesh.enabled }}
+sidecar.istio.io/inject: "true"
+{{- end }}
 mindweave/serves: {{ .serves | quote }}
 mindweave/track: {{ .track }}
 {{- end -}}
@@ -42,5 +45,6 @@ mindweave/track: {{ .track }}
 {{- $settings := .root.Values.settings -}}
 {{- $delay := $settings.MINDWEAVE_DRAIN_DELAY | default "0" | float64 | ceil | int -}}
 {{- $drain := $settings.MINDWEAVE_DRAIN_TIMEOUT | default "20" | float64 | ceil | int -}}
-{{- add 2 $delay $drain 10 -}}
+{{- /* preStop; then one after another: the delay, REST, what works in the background (10 s), gRPC. */ -}}
+{{- add 2 $delay (mul 2 $drain) 15 -}}
 {{- end -}}

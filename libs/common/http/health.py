@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -57,9 +57,19 @@ def health_pages(services: HealthSource, dead: DeadSource = tuple) -> dict[str, 
     return {"/health/live": live, "/health/ready": ready}
 
 
-def metrics_page(metrics: Metrics, services: HealthSource) -> Handler:
-    """``/metrics``: what was counted, and what ``/health/ready`` says just now."""
-    whole = metrics.gauge("mindweave_ready", "1 for a service that can do its work, else 0.")
+def metrics_page(
+    metrics: Metrics, services: HealthSource, roles: Mapping[str, Collection[str]]
+) -> Handler:
+    """``/metrics``: what was counted, and what ``/health/ready`` says just now.
+
+    Args:
+        metrics: the process's.
+        services: what is there.
+        roles: of each service of this process, by its name.
+    """
+    whole = metrics.gauge(
+        "mindweave_ready", "1 for a service that can do its work, else 0; by its roles.", ["role"]
+    )
     single = metrics.gauge(
         "mindweave_part_ready", "1 for a part of a service that can do its work, else 0.", ["part"]
     )
@@ -70,7 +80,8 @@ def metrics_page(metrics: Metrics, services: HealthSource) -> Handler:
         whole.clear()
         single.clear()
         for service in found:
-            whole.labels(service=service.name).set(service.ready)
+            for role in roles[service.name]:
+                whole.labels(service=service.name, role=role).set(service.ready)
             for part in service.parts:
                 single.labels(service=service.name, part=part.name).set(part.ready)
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
