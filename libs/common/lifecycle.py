@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from common.addresses import reachable
@@ -19,11 +17,12 @@ from common.background import Background
 from common.clock import Clock
 from common.database import Database, find_answer, pending
 from common.database.housekeeping import housekeeping
+from common.database.statistics import statistics
 from common.errors import MindWeaveError, NotReady
 from common.events.bus import TopicUnknown
 from common.events.catalog import event_types
 from common.http.edge import Edge
-from common.http.health import PartHealth, ServiceHealth, health_pages
+from common.http.health import PartHealth, ServiceHealth, health_pages, metrics_page
 from common.http.server import HttpServer
 from common.outbox import Relay
 from common.rpc.interceptors import Guards
@@ -31,7 +30,6 @@ from common.rpc.server import Server
 from common.service import Parts, Placed, Role, Runtime, Service
 from common.settings import Settings, parse_address
 from common.telemetry import Metrics, Telemetry, Tracing
-from common.telemetry.metrics import CONTENT_TYPE
 
 _EDGE = "gateway"
 # Seconds in which a dependency answers a probe, and between two probes while it does not.
@@ -237,6 +235,9 @@ class Host:
             clock=self._clock,
         )
         self._runtimes.append(runtime)
+        runtime.telemetry.gauge(
+            "mindweave_build_info", "1, labelled with the version that runs.", ["version"]
+        ).of(version=self._version).set(1)
         await runtime.bus.start()
         parts = await service.build(runtime)
         database = await runtime.database() if service.migrations is not None else None
@@ -248,6 +249,7 @@ class Host:
             member.working += parts.tasks
             if database is not None:
                 member.working += [Relay(database, runtime.bus), housekeeping(database)]
+                member.working.append(statistics(database))
         return member
 
     @property
@@ -292,10 +294,8 @@ class Host:
 
     def _operations(self) -> Starlette:
         """What the orchestrator and Prometheus ask."""
-
-        async def metrics(_: Request) -> Response:
-            return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
-
+        roles = {placed.service.name: placed.roles for placed in self._services}
+        metrics = metrics_page(self._metrics, self.health, roles)
         pages = {"/metrics": metrics, **health_pages(self.health, self.dead)}
         return Starlette(routes=[Route(path, page) for path, page in pages.items()])
 
@@ -392,5 +392,8 @@ async def _as_many_as(runtime: Runtime, topic: str) -> int:
 
 async def _require_migrated(database: Database, service: Service) -> None:
     missing = await pending(database, service.migrations)
+    database.telemetry.gauge(
+        "mindweave_migrations_pending", "Migrations that the database lacks, at the start."
+    ).of().set(len(missing))
     if missing:
         raise NotReady(f"lacks {', '.join(missing)}; run `mindweave migrate`")

@@ -85,6 +85,9 @@ class Relay:
         self._age = db.telemetry.gauge(
             "mindweave_outbox_age_seconds", "Age of the oldest message that is not sent yet."
         ).of()
+        self._waiting = db.telemetry.gauge(
+            "mindweave_outbox_messages", "Messages that are not sent yet, counted up to 10,000."
+        ).of()
         self._sent = db.telemetry.counter(
             "mindweave_outbox_sent_total", "Messages that the broker has acknowledged.", ["topic"]
         )
@@ -219,6 +222,7 @@ class Relay:
         self._measured = monotonic()
         if row is not None:
             self._lag = row["lag"]
+            self._waiting.set(row["lag"])
             age = self._db.clock.now() - row["oldest"] if row["oldest"] else timedelta()
             self._age.set(max(0.0, age.total_seconds()))
 

@@ -201,8 +201,9 @@ class Runtime:
             timeout=self.settings.rpc_timeout,
             guard=guard,
             # A process calls itself until it ends, and every server has its first words with auth
-            # before either is ready.
-            watched=tokens is not None and target != self._own_address,
+            # before either is ready. Behind a name that settings do not resolve, a mesh or a load
+            # balancer may choose for each call, and a watch would tell of one server alone.
+            watched=tokens is not None and callee in self.settings.addresses,
         )
         self._closing.push_async_callback(channel.close)
         return channel

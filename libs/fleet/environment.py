@@ -37,12 +37,13 @@ def variables_of(settings: Settings, but: Set[str]) -> dict[str, str]:
         exclude_none=True,
     )
     return {
-        _variable(name): value if isinstance(value, str) else json.dumps(value)
+        variable(name): value if isinstance(value, str) else json.dumps(value)
         for name, value in told.items()
     }
 
 
-def _variable(name: str) -> str:
+def variable(name: str) -> str:
+    """The variable that says the setting ``name``."""
     alias = Settings.model_fields[name].validation_alias
     if isinstance(alias, AliasChoices):
         return str(alias.choices[0])

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
     from common.clock import Clock
     from common.identity.call import Call
+    from common.telemetry import Telemetry
     from services.analytics.store import RollupStore
 
 _UUIDS = frozenset({"project_id", "team_id", "user_id", "api_key_id"})
 _TOP = {"models": "model", "projects": "project_id", "users": "user_id", "tools": "tool"}
 DASHBOARD_SECONDS = 300
+# Seconds; the second is the goal.
+AGES = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 TOP_ITEMS = 10
 _log = logging.getLogger(__name__)
 
@@ -152,6 +155,60 @@ class Reports:
             after=after[0] if after else None,
             limit=page_size(asked.page_size),
         )
+
+
+class Freshness:
+    """Tells in metrics how old the windows of each partition are, as who asks is told.
+
+    A partition that tells nothing is as old as the watch over it.
+
+    Args:
+        store: the windows.
+        clock: by which they are old.
+        partitions: of ``usage.windows``.
+        skew: how far the clocks of ingest may be from each other; it is no age.
+        telemetry: the service's.
+    """
+
+    def __init__(
+        self,
+        store: RollupStore,
+        clock: Clock,
+        partitions: int,
+        skew: timedelta,
+        telemetry: Telemetry,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._skew = skew
+        self._partitions = partitions
+        self._since: datetime | None = None
+        self._ages = telemetry.histogram(
+            "mindweave_windows_age_seconds",
+            "Age of what the windows of a partition show, looked at every few seconds.",
+            buckets=AGES,
+        ).of()
+        self._until = telemetry.gauge(
+            "mindweave_windows_fresh_until_seconds",
+            "Unix time: what was accepted before is in the windows of the partition.",
+            ["partition"],
+        )
+
+    async def look(self) -> None:
+        """Look once.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        found = await self._store.fresh_until()
+        now = self._clock.now()
+        self._since = self._since or now
+        for part in range(self._partitions):
+            until = self._since
+            if part in found:
+                until = found[part] + self._skew
+                self._until.of(partition=str(part)).set(until.timestamp())
+            self._ages.observe(max(0.0, (now - until).total_seconds()))
 
 
 def _filters(call: Call, asked: Mapping[str, str]) -> dict[str, str | UUID]:

@@ -10,7 +10,7 @@ from common.events.ledger import PartitionConsumer
 from common.ids import uuid7
 from common.periodic import Periodic
 from common.service import Parts, Runtime, Service
-from services.analytics.actions import Reports
+from services.analytics.actions import Freshness, Reports
 from services.analytics.consumer import TOPIC, Forgetting, WindowsConsumer
 from services.analytics.rpc import AnalyticsServicer
 from services.analytics.store import DeletedOrgs, RollupStore
@@ -18,6 +18,7 @@ from services.analytics.store import DeletedOrgs, RollupStore
 # Every row that is written again costs; every row that waits is read by each question.
 ROLL_UP_EVERY = timedelta(seconds=5)
 FORGET_EVERY = timedelta(seconds=5)
+LOOK_EVERY = timedelta(seconds=5)
 
 
 async def build(runtime: Runtime) -> Parts:
@@ -28,6 +29,8 @@ async def build(runtime: Runtime) -> Parts:
     windows = WindowsConsumer(store, runtime.clock, partitions)
     forgetting = Forgetting(DeletedOrgs(db), runtime.clock, partitions)
     reports = Reports(store, runtime.clock, runtime.cache, partitions)
+    skew = timedelta(milliseconds=settings.clock_skew_ms)
+    freshness = Freshness(store, runtime.clock, partitions, skew, runtime.telemetry)
     return Parts(
         servicers=[("mindweave.analytics.v1.AnalyticsService", AnalyticsServicer(reports))],
         tasks=[
@@ -42,6 +45,7 @@ async def build(runtime: Runtime) -> Parts:
             ),
             Periodic("rollup", windows.roll_up, every=ROLL_UP_EVERY),
             Periodic("deletions", forgetting.step, every=FORGET_EVERY),
+            Periodic("freshness", freshness.look, every=LOOK_EVERY),
             EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),
         ],
     )

@@ -97,6 +97,21 @@ async def test_a_key_is_published_before_it_signs_and_after(
         assert await connection.fetchval("SELECT count(*) FROM signing_keys") == 1
 
 
+async def test_until_when_the_newest_key_signs_is_shown(
+    database: Database, clock: ManualClock
+) -> None:
+    def due() -> float | None:
+        registry = database.telemetry.metrics.registry
+        return registry.get_sample_value("mindweave_signing_key_due_seconds", {"service": "auth"})
+
+    ring, first = a_ring(database, clock), clock.now()
+    await ring.refresh()
+    assert due() == (first + ROTATE_AFTER).timestamp()
+    clock.advance(ROTATE_AFTER - LEAD)
+    await ring.refresh()
+    assert due() == (first + 2 * ROTATE_AFTER).timestamp()
+
+
 async def test_a_token_under_a_key_of_nobody_is_refused(
     database: Database, clock: ManualClock
 ) -> None:

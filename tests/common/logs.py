@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from common.telemetry import configure_logs
 from common.telemetry.logs import LOGGER, fields_of
 
 
@@ -31,3 +33,16 @@ def capture_logs() -> Iterator[list[dict[str, Any]]]:
     finally:
         ours.removeHandler(handler)
         ours.setLevel(level)
+
+
+@contextmanager
+def written_logs(level: str = "info") -> Iterator[Callable[[], list[str]]]:
+    """The process's log lines while the block runs, as an operator would read them."""
+    root = logging.getLogger()
+    handlers, before = root.handlers[:], root.level
+    stream = io.StringIO()
+    configure_logs(level, stream)
+    try:
+        yield lambda: stream.getvalue().splitlines()
+    finally:
+        root.handlers[:], root.level = handlers, before

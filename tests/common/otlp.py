@@ -33,14 +33,20 @@ class ReceivedSpan:
 
 @dataclass
 class Receiver:
-    """Answers as an OpenTelemetry collector does."""
+    """Answers as an OpenTelemetry collector does; of metrics and logs it keeps the bytes."""
 
     endpoint: str = ""
     paths: set[str] = field(default_factory=set)
     spans: list[ReceivedSpan] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
 
     def take(self, path: str, body: bytes) -> None:
         self.paths.add(path)
+        self.bodies.append(body)
+        if path == "/v1/traces":
+            self._take_spans(body)
+
+    def _take_spans(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             about = _attributes(resource.resource.attributes)
             for scope in resource.scope_spans:

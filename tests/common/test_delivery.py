@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +11,19 @@ from uuid import uuid4
 
 import pytest
 
-from common.events.bus import Backoff, Bus, BusUnavailable, DeadLetter, Outgoing, Record
+from common.events.bus import (
+    Backoff,
+    Bus,
+    BusUnavailable,
+    DeadLetter,
+    Outgoing,
+    Record,
+)
 from common.events.delivery import Delivery
 from common.events.envelope import Envelope, encode
 from common.events.worker import Worker, cut
 from common.testing import silent_telemetry
-from tests.common.logs import capture_logs
+from tests.common.logs import capture_logs, written_logs
 
 pytestmark = pytest.mark.unit
 
@@ -252,3 +260,22 @@ async def test_a_task_that_loses_a_cancellation_is_cancelled_again() -> None:
     await cut(task)
     assert task.cancelled()
     assert lost == 3
+
+
+async def test_lines_that_tell_of_a_failure_are_json_and_name_the_trace_of_its_cause() -> None:
+    trace = uuid4().hex
+    caused = {"traceparent": f"00-{trace}-{uuid4().hex[:16]}-01", "x-correlation-id": "request-7"}
+    left: list[Exception] = [DeadLetter("cannot be"), ValueError("a bug"), BusUnavailable()]
+
+    async def handle(_: Record) -> None:
+        raise left.pop()
+
+    delivering = delivery(Unreliable(), handle, ordered=True)
+    with written_logs() as written:
+        await delivering.deliver(replace(RECORD, headers=caused))
+    lines = [json.loads(line) for line in written()]
+    assert [line["level"] for line in lines] == ["warning", "error", "error"]
+    assert "ValueError: a bug" in lines[1]["exception"]
+    assert lines[2]["event"] == "a record is a dead letter"
+    for line in lines:
+        assert (line["trace_id"], line["correlation_id"]) == (trace, "request-7")

@@ -87,6 +87,64 @@ async def test_grpc_health_and_metrics_are_served(alone: Settings) -> None:
     assert host.http_address == ""
 
 
+async def test_metrics_tell_the_version_and_which_part_is_not_ready(
+    alone: Settings, migrations: Path, admin: object
+) -> None:
+    await migrated(alone, migrations)
+    work = Work([])
+
+    async with running([auth(migrations, work), usage(Usage().app())], alone) as host:
+        before = await metrics(host)
+        work.ready = False
+        after = await metrics(host, until='mindweave_ready{role="work",service="auth"} 0.0')
+
+    assert 'mindweave_build_info{service="auth",version="1.2.3"} 1.0' in before
+    assert 'mindweave_migrations_pending{service="auth"} 0.0' in before
+    assert 'mindweave_ready{role="work",service="auth"} 1.0' in before
+    for part in ("database", "broker", "work", "outbox", "statistics"):
+        assert f'mindweave_part_ready{{part="{part}",service="auth"}} 1.0' in before
+    assert 'mindweave_part_ready{part="work",service="auth"} 0.0' in after
+    assert 'mindweave_part_ready{part="outbox",service="auth"} 1.0' in after
+    assert 'mindweave_ready{role="serve",service="usage_tracker"} 1.0' in after
+
+
+async def test_metrics_tell_what_a_start_waits_for_and_then_no_more(
+    alone: Settings, migrations: Path, admin: object
+) -> None:
+    await bootstrap(alone.database_url or "", "auth", alone)
+    host = Host([auth(migrations)], alone, version="1.2.3", patient=True)
+    starting = asyncio.create_task(host.start())
+    waits = 'mindweave_part_ready{part="start",service="auth"} 0.0'
+    try:
+        lacking = await metrics(host, until=waits)
+        await migrated(alone, migrations)
+        await starting
+        ready = await metrics(host)
+    finally:
+        await host.stop()
+
+    assert 'mindweave_migrations_pending{service="auth"} 0.0' not in lacking
+    assert 'mindweave_migrations_pending{service="auth"} 0.0' in ready
+    assert 'part="start"' not in ready
+
+
+async def metrics(host: Host, until: str = "") -> str:
+    """What the host shows, once the text is in it."""
+    text = ""
+
+    async def shown() -> bool:
+        nonlocal text
+        if not host.metrics_address:
+            return False
+        async with httpx.AsyncClient() as http:
+            answer = await http.get(f"http://{host.metrics_address}/metrics")
+        text = answer.text
+        return until in text
+
+    await eventually(shown)
+    return text
+
+
 async def test_a_database_that_was_not_migrated_is_named(
     alone: Settings, migrations: Path, admin: object
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -336,3 +337,18 @@ async def test_a_commit_by_one_who_missed_that_the_topic_was_replaced_changes_no
         await bus.commit(topic, 0, "ledger", tokens[-1])
         assert await bus.lag(topic, "ledger") == 0
     await bus.stop()
+
+
+async def test_what_a_topic_holds_before_it_is_full_is_shown_where_groups_read_it(
+    broker: RedisStreams, topic: str
+) -> None:
+    telemetry = silent_telemetry("team")
+    bus = RedisStreamsBus(broker.address, telemetry=telemetry, max_records=10)
+    capacity = partial(
+        telemetry.metrics.registry.get_sample_value, "mindweave_bus_capacity_records"
+    )
+    await bus.declare(f"{topic}.dead", 1)
+    await bus.declare(topic, 3, ["ledger"])
+    await bus.stop()
+    assert capacity({"service": "team", "topic": topic}) == 30
+    assert capacity({"service": "team", "topic": f"{topic}.dead"}) is None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -22,12 +21,12 @@ from common.telemetry import (
     Tracing,
     accepted_correlation_id,
     bind_correlation_id,
-    configure_logs,
     correlation_id,
     inject,
 )
 from common.telemetry.masking import masked
 from common.telemetry.tracing import trace_ids
+from tests.common.logs import written_logs
 from tests.common.otlp import otlp_receiver
 
 pytestmark = pytest.mark.unit
@@ -44,12 +43,8 @@ def telemetry(service: str = "team", metrics: Metrics | None = None) -> Telemetr
 @pytest.fixture
 def logged() -> Iterator[Logged]:
     """The process's log lines, as an operator would read them."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    stream = io.StringIO()
-    configure_logs("info", stream)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    root.handlers[:], root.level = handlers, level
+    with written_logs() as written:
+        yield lambda: [json.loads(line) for line in written()]
 
 
 @pytest.fixture(autouse=True)

@@ -143,7 +143,7 @@ class Delivery:
             try:
                 await self._attempt(record, origin, failures + waits + 1)
             except TRANSIENT as error:
-                _logger.warning("%s waits: %s", _place(record), error)
+                _logger.warning("%s waits: %s", _place(record), error, extra=_trace(record))
                 waits += 1
                 delay = self.backoff.delay(waits)
             except DeadLetter as error:
@@ -151,7 +151,9 @@ class Delivery:
                 return await self._bury(record, origin, error, pause)
             except Exception as error:
                 failures += 1
-                _logger.exception("%s failed, attempt %d", _place(record), failures)
+                _logger.exception(
+                    "%s failed, attempt %d", _place(record), failures, extra=_trace(record)
+                )
                 origin = replace(origin, attempts=failures)
                 if failures >= self._max_attempts:
                     return await self._bury(record, origin, error, pause)
@@ -207,6 +209,7 @@ class Delivery:
             group=self.group,
             attempts=origin.attempts,
             error=text,
+            **_trace(record),
             **identity(record.value),
         )
 
@@ -252,6 +255,12 @@ def _described(error: Exception) -> str:
     """The error in a header: short, without secrets, and text that every broker takes."""
     text = masked(f"{type(error).__name__}: {error}"[: 8 * _ERROR_LENGTH])[:_ERROR_LENGTH]
     return str(text).encode(errors="replace").decode()
+
+
+def _trace(record: Record) -> dict[str, str]:
+    """The trace that the record is of, as log lines name it: outside of its spans they lack it."""
+    _, _, rest = record.headers.get("traceparent", "").partition("-")
+    return {"trace_id": rest[:32]} if rest else {}
 
 
 def _place(record: Record) -> str:

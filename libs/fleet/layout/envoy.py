@@ -189,7 +189,7 @@ def _connections(paths: Mapping[Front, str], behind_proxy: bool) -> dict[str, An
                         "request_headers_to_add": [] if behind_proxy else [_sender()],
                         "routes": [
                             _route(front, paths[front])
-                            for front in sorted(paths, key=_precedence, reverse=True)
+                            for front in sorted(paths, key=precedence, reverse=True)
                         ],
                     }
                 ],
@@ -215,7 +215,8 @@ def _sender() -> dict[str, Any]:
     }
 
 
-def _precedence(front: Front) -> tuple[int, str, bool]:
+def precedence(front: Front) -> tuple[int, str, bool]:
+    """Of two that match, the greater one decides."""
     return len(front.path), front.path, front.method is not None
 
 

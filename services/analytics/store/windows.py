@@ -195,6 +195,20 @@ class RollupStore:
             if moved < self._step:
                 return total
 
+    async def fresh_until(self) -> dict[int, datetime]:
+        """Of each partition: everything accepted before is in its windows, less the clocks' skew.
+
+        Those of which that is not known yet are left out.
+        """
+        async with self._db.session() as connection:
+            rows = await connection.fetch(
+                """SELECT c.part, min(s.watermark) AS fresh_until
+                   FROM source_counts AS c
+                   JOIN sources AS s ON s.part = c.part AND s.source < c.count
+                   GROUP BY c.part, c.count HAVING count(s.watermark) = c.count"""
+            )
+        return {row["part"]: row["fresh_until"] for row in rows}
+
     async def query(self, query: Query) -> Result:
         """Rows, totals and freshness, all from one snapshot."""
         async with self._db.read(Scope((query.org_id,))) as connection:

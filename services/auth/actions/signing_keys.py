@@ -11,7 +11,9 @@ from common.identity.call import Principal
 from common.identity.sealing import Sealer
 from common.identity.tokens import sign_token
 from services.auth.domain.signing_keys import (
+    ROTATE_AFTER,
     SigningKey,
+    in_order,
     new_signing_key,
     next_start,
     published,
@@ -33,6 +35,10 @@ class KeyRing:
         self._clock = clock
         self._keys: list[SigningKey] = []
         self._loading = asyncio.Lock()
+        self._due = database.telemetry.gauge(
+            "mindweave_signing_key_due_seconds",
+            "Unix time until which the newest key signs; the next one is made before.",
+        ).of()
 
     async def refresh(self) -> None:
         """Take up the keys of the database, after making the next one where it is time."""
@@ -42,6 +48,7 @@ class KeyRing:
         if next_start(keys, now) is not None or len(published(keys, now)) < len(keys):
             keys = await self._rotate()
         self._keys = keys
+        self._due.set((in_order(keys)[-1].signs_from + ROTATE_AFTER).timestamp())
 
     async def published(self) -> list[SigningKey]:
         """The keys whose signatures count now."""

@@ -20,6 +20,7 @@ from mindweave.usage_tracker.v1.events_pb2 import UsageConflict, UsageUnpriced
 from services.usage_tracker.actions.accounting import Accepted, Accounting
 from services.usage_tracker.actions.layout import Layouts
 from services.usage_tracker.consumer.recent import RecentDeltas
+from services.usage_tracker.consumer.spend import Spend
 from services.usage_tracker.domain.blocks import Numbered
 from services.usage_tracker.domain.judging import moment
 from services.usage_tracker.domain.records import EVENTS_TOPIC, UsageEvents
@@ -112,6 +113,7 @@ class EventsConsumer:
             "mindweave_records_astray_total",
             "Records published late, by a number of partitions that was changed, and left out.",
         ).of()
+        self._spend = Spend(telemetry)
         self._sizes = telemetry.histogram(
             "mindweave_worker_batch_events", "Events in a transaction.", buckets=BATCH_SIZES
         ).of()
@@ -170,6 +172,7 @@ class EventsConsumer:
         self._sizes.observe(counted.arrived)
         for numbered in counted.deltas:
             self._recent.add(part, numbered)
+            self._spend.add(numbered.deltas)
 
 
 def _events(records: Sequence[Record]) -> list[UsageEvents]:

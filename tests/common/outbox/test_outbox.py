@@ -37,10 +37,9 @@ from tests.common.waiting import eventually
 pytestmark = pytest.mark.store
 
 
-def age(db: Database) -> float | None:
-    return db.telemetry.metrics.registry.get_sample_value(
-        "mindweave_outbox_age_seconds", {"service": NAME}
-    )
+def shown(db: Database, name: str) -> float | None:
+    registry = db.telemetry.metrics.registry
+    return registry.get_sample_value(f"mindweave_outbox_{name}", {"service": NAME})
 
 
 async def test_what_a_change_publishes_is_sent_whole_and_then_forgotten(
@@ -163,7 +162,7 @@ async def test_of_two_relays_one_sends_until_it_ends(db: Database) -> None:
         assert second.status().detail == "sending"
 
 
-async def test_the_age_of_what_waits_is_measured(db: Database) -> None:
+async def test_the_age_and_number_of_what_waits_are_measured(db: Database) -> None:
     clock = db.clock
     assert isinstance(clock, ManualClock)
     receiver = Receiver()
@@ -172,11 +171,11 @@ async def test_the_age_of_what_waits_is_measured(db: Database) -> None:
         await say(db, "old")
         clock.advance(timedelta(seconds=90))
         await say(db, "young")
-        await eventually(lambda: age(db) == 90.0)
-        await eventually(lambda: relay.status().lag == 2)
+        await eventually(lambda: shown(db, "age_seconds") == 90.0)
+        await eventually(lambda: relay.status().lag == shown(db, "messages") == 2)
         receiver.refuse.clear()
-        await eventually(lambda: age(db) == 0.0)
-        await eventually(lambda: relay.status().lag == 0)
+        await eventually(lambda: shown(db, "age_seconds") == 0.0)
+        await eventually(lambda: relay.status().lag == shown(db, "messages") == 0)
     sent = db.telemetry.metrics.registry.get_sample_value(
         "mindweave_outbox_sent_total", {"service": NAME, "topic": TOPIC}
     )

@@ -85,6 +85,11 @@ class RedisStreamsBus:
         self._declared: dict[str, tuple[int, set[str]]] = {}
         self._counts: dict[str, int] = {}
         self._largest: dict[tuple[str, int], float] = {}
+        self._capacity = telemetry.gauge(
+            "mindweave_bus_capacity_records",
+            "Uncommitted records that a topic with groups holds before it is full.",
+            ["topic"],
+        )
 
     async def start(self) -> None:
         """Nothing to prepare: connections are made and healed as they are used."""
@@ -296,6 +301,8 @@ class RedisStreamsBus:
         self._counts[topic] = partitions
         _, known = self._declared.get(topic, (partitions, set()))
         self._declared[topic] = partitions, known.union(groups)
+        if self._declared[topic][1]:
+            self._capacity.of(topic=topic).set(partitions * self._max_records)
 
     async def _make_room(self) -> None:
         """The server has no memory left: drop what lingers behind the commits of all groups."""

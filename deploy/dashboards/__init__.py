@@ -1,0 +1,1 @@
+"""Grafana's dashboards, made from here: ``python -m deploy.dashboards`` writes deploy/grafana."""
