@@ -71,6 +71,8 @@ _OPTIONS = (
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     # Calls between services never leave by a proxy.
     ("grpc.enable_http_proxy", 0),
+    # Else a channel waits for the next attempt of another one to the same address.
+    ("grpc.use_local_subchannel_pool", 1),
     # A callee that is back is found again within 2 s; gRPC's own limit is 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
