@@ -25,10 +25,10 @@ LISTEN ?= 127.0.0.1:8080
 DATA ?= .data
 BROKER ?= kafka
 
-.PHONY: help setup demo up test lint proto chart dashboards images e2e chaos collector bench clean
+.PHONY: help setup demo up test lint proto chart dashboards images e2e e2e-cluster chaos collector bench clean
 
 help:
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(if $(filter uv,$(UV)),,.tools/bin/uv)
 	@$(UV) sync --locked --all-extras --quiet
@@ -99,6 +99,9 @@ images: ## an image of each service (SERVICE=team: of one; IMAGES, TAG: its name
 
 e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a running platform)
 	@$(RUN) pytest -m e2e
+
+e2e-cluster: setup .tools/bin/helm ## the chart on a real Kubernetes: KUBECONFIG's (LOAD, LOSE), or one that is made here (KEEP=1: and stays)
+	@$(RUN) python -m tests.cluster
 
 chaos: setup ## faults under load, then one line of JSON (SEED, BROKER; ROUNDS or MINUTES: more than a short round)
 	@$(RUN) python -m tests.chaos --broker $(BROKER) $(if $(SEED),--seed $(SEED)) \

@@ -15,6 +15,8 @@ from typing import IO
 
 from fleet.process import Platform
 from tests import variants
+from tests.common.otlp import otlp_receiver
+from tests.e2e.edges import EdgeReceiver, forbidden, told
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "tests"
@@ -83,12 +85,29 @@ def run_small() -> dict[str, int]:
 
 
 def run_apart() -> int:
-    """How many end-to-end tests passed by the address alone, on many processes and Kafka."""
+    """How many end-to-end tests passed by the address alone, on many processes and Kafka.
+
+    Raises:
+        SystemExit: one did not, or a service called one that the table of callers does not allow.
+    """
+    receiver = EdgeReceiver()
+    with otlp_receiver(receiver):
+        count = run_traced(receiver.endpoint)
+    print(f"calls between services: {told(receiver.seen)}", flush=True)
+    if not receiver.seen:
+        raise SystemExit("no call between services was traced")
+    if found := forbidden(receiver.seen):
+        raise SystemExit(f"calls that nothing allows: {told(found)}")
+    return count
+
+
+def run_traced(endpoint: str) -> int:
+    """The same, with every span sent to a receiver."""
     with socket.socket() as free, TemporaryDirectory(prefix="mindweave-") as folder:
         free.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{free.getsockname()[1]}"
         free.close()
-        soon = {"MINDWEAVE_COMPACTION_SECONDS": "1"}
+        soon = {"MINDWEAVE_COMPACTION_SECONDS": "1", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
         with Platform(Path(folder) / "data", listen, soon, layout="up") as platform:
             print(f"many processes ready after {platform.wait_until_ready():.1f} s", flush=True)
             address = {"MINDWEAVE_E2E_ADDRESS": platform.address}

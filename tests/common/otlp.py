@@ -76,9 +76,11 @@ def _attributes(pairs: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def otlp_receiver() -> Iterator[Receiver]:
-    """A receiver on a free port of this machine, while the block runs."""
-    receiver = Receiver()
+def otlp_receiver(
+    receiver: Receiver | None = None, listen: tuple[str, int] = ("127.0.0.1", 0)
+) -> Iterator[Receiver]:
+    """A receiver, on a free port of this machine where none is named, while the block runs."""
+    receiver = receiver or Receiver()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -96,7 +98,7 @@ def otlp_receiver() -> Iterator[Receiver]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(listen, Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     receiver.endpoint = f"http://127.0.0.1:{server.server_port}"

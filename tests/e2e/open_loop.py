@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from bench.load import HttpConnections
 from common.settings import parse_address
+from tests.e2e.tenant import Tenant
 
 # Until an answer that does not come is a failure.
 ANSWER_SECONDS = 15.0
@@ -44,11 +47,50 @@ class Request:
 
 @dataclass
 class Calls:
-    """What was sent so far, and how often each thing went wrong."""
+    """What was sent so far, how often each request succeeded, and each thing went wrong."""
 
     sent: int = 0
-    succeeded: int = 0
+    succeeded_of: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def succeeded(self) -> int:
+        return self.succeeded_of.total()
+
+
+def reads_and_writes(who: Tenant) -> list[Request]:
+    """Four reads and two writes of each project."""
+    session, key = who.owner.tokens["access_token"], who.key["key"]
+
+    def renamed() -> dict[str, str]:
+        return {"name": f"Name {uuid4()}"}
+
+    def events() -> dict[str, Any]:
+        event = {
+            "event_id": str(uuid4()),
+            "timestamp": datetime.now(UTC).isoformat(),
+            "event_type": "api_call",
+            "model": "claude-haiku-4-5",
+            "project_id": who.projects[0],
+        }
+        return {"events": [event]}
+
+    def reads(project: str, other: str) -> list[Request]:
+        return [
+            Request("GET", f"/projects/{project}", session),
+            Request("GET", other, session),
+        ]
+
+    return [
+        request
+        for project in who.projects
+        for request in (
+            *reads(project, f"/orgs/{who.org_id}"),
+            Request("PATCH", f"/projects/{project}", session, renamed),
+            *reads(project, f"/projects?org_id={who.org_id}"),
+            Request("POST", "/v1/events", key, events),
+        )
+    ]
 
 
 @asynccontextmanager
@@ -70,7 +112,7 @@ async def steadily(address: str, rate: float, requests: Sequence[Request]) -> As
             calls.failed[f"{request}: {type(error).__name__}: {error}"] += 1
             return
         if answer.status in (200, 201, 202):
-            calls.succeeded += 1
+            calls.succeeded_of[str(request)] += 1
         else:
             calls.failed[f"{request}: {answer.status} {answer.body[:200].decode()}"] += 1
 

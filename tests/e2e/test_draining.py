@@ -7,59 +7,21 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from fleet.process import Platform
 from tests.common.waiting import eventually
 from tests.e2e.faults.watching import until
-from tests.e2e.open_loop import Request, steadily
+from tests.e2e.open_loop import reads_and_writes, steadily
 from tests.e2e.own import own_platform
 from tests.e2e.processes import health, member, pid_of
-from tests.e2e.tenant import Tenant, tenant
+from tests.e2e.tenant import tenant
 
 pytestmark = pytest.mark.e2e
 
 RATE = 200.0
 ENDED = ("project-1", "gateway-1", "usage_tracker-serve-1", "project-2")
-
-
-def requests_of(who: Tenant) -> list[Request]:
-    """Four reads and two writes of each project."""
-    session, key = who.owner.tokens["access_token"], who.key["key"]
-
-    def renamed() -> dict[str, str]:
-        return {"name": f"Name {uuid4()}"}
-
-    def events() -> dict[str, Any]:
-        event = {
-            "event_id": str(uuid4()),
-            "timestamp": datetime.now(UTC).isoformat(),
-            "event_type": "api_call",
-            "model": "claude-haiku-4-5",
-            "project_id": who.projects[0],
-        }
-        return {"events": [event]}
-
-    def reads(project: str, other: str) -> list[Request]:
-        return [
-            Request("GET", f"/projects/{project}", session),
-            Request("GET", other, session),
-        ]
-
-    return [
-        request
-        for project in who.projects
-        for request in (
-            *reads(project, f"/orgs/{who.org_id}"),
-            Request("PATCH", f"/projects/{project}", session, renamed),
-            *reads(project, f"/projects?org_id={who.org_id}"),
-            Request("POST", "/v1/events", key, events),
-        )
-    ]
 
 
 def end_in_order(platform: Platform, name: str) -> None:
@@ -82,7 +44,9 @@ async def test_two_hundred_requests_a_second_lose_nothing_when_processes_drain(
     platform: Platform,
 ) -> None:
     who = await asyncio.to_thread(tenant, platform.address, 20)
-    async with steadily(platform.address.removeprefix("http://"), RATE, requests_of(who)) as calls:
+    async with steadily(
+        platform.address.removeprefix("http://"), RATE, reads_and_writes(who)
+    ) as calls:
         await eventually(lambda: calls.succeeded + calls.failed.total() > 10 * RATE)
         assert not calls.failed, ("though nothing drains", calls.failed.most_common(20))
         begun, before = time.perf_counter(), calls.sent

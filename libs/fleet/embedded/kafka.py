@@ -139,7 +139,7 @@ class Kafka(Daemon):
     @property
     def version(self) -> str:
         """Of the program, by the name of its jar."""
-        (jar,) = _libs().glob("kafka_2.13-*.jar")
+        (jar,) = libraries().glob("kafka_2.13-*.jar")
         return jar.stem.rpartition("-")[2]
 
     def prepare(self) -> None:
@@ -225,11 +225,15 @@ def cluster_id() -> str:
 
 
 def _java() -> list[str]:
-    return [_program("java"), "-XX:-UsePerfData", "-cp", f"{_libs()}/*"]
+    return [_program("java"), "-XX:-UsePerfData", "-cp", f"{libraries()}/*"]
 
 
-def _libs() -> Path:
-    """The folder with Kafka's jars."""
+def libraries() -> Path:
+    """The folder with Kafka's jars, fetched where it is not there yet.
+
+    Raises:
+        DidNotStart: Maven is not there or failed.
+    """
     named = os.environ.get(_LIBS)
     if named:
         return Path(named)

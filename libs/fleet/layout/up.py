@@ -107,7 +107,7 @@ class Up:
         )
         file = self._place.folder / "envoy.yaml"
         file.write_text(json.dumps(described, indent=1))
-        command = [_envoy(), "-c", str(file), "--concurrency", "1"]
+        command = [envoy_program(), "-c", str(file), "--concurrency", "1"]
         command += ["--disable-hot-restart", "--log-level", "warn"]
         programs = [self._program(process) for process in self._processes]
         programs.append(Program(ENVOY, PROXY, command, server_environment(), autostart=False))
@@ -290,7 +290,7 @@ async def _is_ready(http: httpx.AsyncClient, address: str) -> bool:
     return False
 
 
-def _envoy() -> str:
+def envoy_program() -> str:
     """The path of its program.
 
     Raises:

@@ -1,0 +1,1 @@
+"""The chart on a real Kubernetes: installed, used, changed under load, broken, and taken away."""
