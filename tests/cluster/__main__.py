@@ -31,16 +31,15 @@ def main() -> None:
 def judged(made: Machine) -> dict[str, int]:
     """What was seen: ``services``, ``tests``, ``failed_calls``, ``edges_not_allowed``."""
     with stage("images"):
-        made.load(images.build_servers())
-        made.load(images.build(FIRST))
-        made.load([images.named_anew(name, FIRST, NEXT) for name in images.names(FIRST)])
+        servers, built = images.build_servers(), images.build(FIRST)
+        made.load([*servers, *built, *(images.named_anew(name, FIRST, NEXT) for name in built)])
     first, *others = nodes()
     losses.keep_servers_on(first)
     with stage("the chart of before, then this one"), changes.previous_chart() as (revision, chart):
         kubernetes.make_namespace(made.folders(SERVERS))
         install("--set", f"image.tag={FIRST}", chart=chart, upgrade=False)
         print(f"   {revision}: ready after {wait_until_ready():.0f} s", flush=True)
-        tracing.start(images.names(FIRST)[0])
+        tracing.start(built[0])
         install(*settings(FIRST))
         print(f"   this one: ready after {wait_until_ready():.0f} s", flush=True)
     with stage("the end-to-end tests, through the cluster's address"):
