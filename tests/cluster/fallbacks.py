@@ -135,7 +135,8 @@ def played(outage: Outage) -> int:
                 until(f"{outage.what}: {row.does} is refused", lambda row=row: _refused(row, cast))
     wait_until_ready()
     for row in outage.rows:
-        until(f"{outage.what} is back: {row.does}", lambda row=row: row.send(cast).is_success)
+        if row.seen == REFUSED:
+            until(f"{outage.what} is back: {row.does}", lambda row=row: row.send(cast).is_success)
     return len(outage.rows)
 
 

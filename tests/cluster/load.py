@@ -40,7 +40,7 @@ def under_load(address: str, rate: float = RATE) -> Iterator[Calls]:
     try:
         until("requests are sent", lambda: calls)
         time.sleep(SETTLED_SECONDS)
-        demand(not calls[0].failed, ("requests succeed while nothing is done", calls[0].failed))
+        demand_no_failure(calls[0], "while nothing is done")
         yield calls[0]
     finally:
         over.set()
@@ -50,6 +50,15 @@ def under_load(address: str, rate: float = RATE) -> Iterator[Calls]:
     until("accepted events are shown", lambda: counted(who) >= accepted)
     if not calls[0].failed:
         demand(counted(who) == accepted, (counted(who), "events counted of", accepted))
+
+
+def demand_no_failure(calls: Calls, when: str) -> None:
+    """Go on only where none has failed.
+
+    Raises:
+        SystemExit: one has.
+    """
+    demand(not calls.failed, f"each call succeeds {when}: {told(calls)}")
 
 
 def counted(who: Tenant) -> int:

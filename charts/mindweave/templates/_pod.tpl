@@ -48,3 +48,28 @@ mindweave/track: {{ .track }}
 {{- /* preStop; then one after another: the delay, REST, what works in the background (10 s), gRPC. */ -}}
 {{- add 2 $delay (mul 2 $drain) 15 -}}
 {{- end -}}
+
+{{- /*
+A Deployment's pods on different nodes, and zones where nodes have such. Zones are no constraint of their own: where nodes
+have none, Kubernetes would look at neither. Pods of the release before do not count.
+*/ -}}
+{{- define "mindweave.spread" -}}
+topologySpreadConstraints:
+  - topologyKey: kubernetes.io/hostname
+    maxSkew: 1
+    whenUnsatisfiable: ScheduleAnyway
+    matchLabelKeys: [pod-template-hash]
+    labelSelector:
+      matchLabels: {{- include "mindweave.selector" .root | nindent 8 }}
+        app.kubernetes.io/name: {{ .name }}
+affinity:
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: topology.kubernetes.io/zone
+          matchLabelKeys: [pod-template-hash]
+          labelSelector:
+            matchLabels: {{- include "mindweave.selector" .root | nindent 14 }}
+              app.kubernetes.io/name: {{ .name }}
+{{- end -}}
