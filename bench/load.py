@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ class HttpConnections:
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle = deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
 
     async def exchange(self, request: bytes) -> Answer:
         """The answer to a whole request, head and body.
@@ -88,9 +89,7 @@ class HttpConnections:
         Raises:
             ConnectionError: an answer without a length.
         """
-        reader, writer = (
-            self._idle.pop() if self._idle else await asyncio.open_connection(*self._target)
-        )
+        reader, writer = self._kept() or await asyncio.open_connection(*self._target)
         try:
             answer = await _answer(reader, writer, request)
         except BaseException:
@@ -101,6 +100,15 @@ class HttpConnections:
         else:
             self._idle.append((reader, writer))
         return answer
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """The connection that was not used for longest; none that the other side has closed."""
+        while self._idle:
+            reader, writer = self._idle.popleft()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def get(self, head: bytes) -> Any:
         """The JSON of a 200; ``head`` is the whole request, its blank line included.
