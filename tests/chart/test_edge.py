@@ -33,11 +33,11 @@ def test_envoy_takes_it(chart: Any, name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("name", "behind_proxy"), [("trying out", False), (STREAMS, True)])
-def test_listener_and_routes_are_those_of_up(chart: Any, name: str, behind_proxy: bool) -> None:
+@pytest.mark.parametrize(("name", "hops"), [("trying out", 0), (STREAMS, 1)])
+def test_listener_and_routes_are_those_of_up(chart: Any, name: str, hops: int) -> None:
     paths = envoy.fronts(operations().values())
     ports = {owner: [1] for owner in paths.values()}
-    made = envoy.configuration("0.0.0.0:8080", paths, ports, behind_proxy=behind_proxy)
+    made = envoy.configuration("0.0.0.0:8080", paths, ports, trusted_hops=hops)
     found = configuration(chart, name)
     assert found["static_resources"]["listeners"] == made["static_resources"]["listeners"]
     assert found["overload_manager"] == made["overload_manager"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from common.background import BOTH
 from common.settings import load_settings
@@ -189,7 +190,8 @@ def test_databases_are_migrated_beside_an_install_and_before_an_upgrade(chart: A
 def test_a_canary_is_migrated_to_before_it_runs(chart: Any) -> None:
     jobs = {name: pod["containers"][0]["image"] for name, pod in chart("canaries").pods}
     assert jobs["migrate-team-install"] == jobs["team-canary"] == "mindweave/team:0.2.0"
-    assert jobs["team"] == "mindweave/team:0.1.0"
+    present = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert jobs["team"] == f"mindweave/team:{present}"
 
 
 def test_servers_for_trying_out_are_not_in_production(chart: Any) -> None:

@@ -137,7 +137,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel:4318"}}, "egress.telemetry"),
     ({"mesh": {"enabled": True}}, "mesh.host"),
     ({"edge": {"ingress": {"enabled": True}}}, "edge.ingress.host"),
-    ({"edge": {"ingress": {"enabled": True, "host": "a"}}}, "edge.behindProxy"),
+    ({"edge": {"ingress": {"enabled": True, "host": "a"}}}, "edge.trustedHops"),
 ]
 
 

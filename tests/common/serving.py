@@ -16,7 +16,7 @@ from common.identity.tokens import TokenVerifier
 from common.rpc.client import Channel, UnaryMethod
 from common.rpc.contract import operations
 from common.rpc.interceptors import FindAnswer, Guards
-from common.rpc.server import Server
+from common.rpc.server import CONNECTION_AGE, Server
 from common.telemetry import Telemetry
 from common.testing import FakeAccess, Signer, silent_telemetry
 
@@ -62,12 +62,17 @@ class Fleet:
     """
 
     def __init__(
-        self, listen: str, signer: Signer, access: FakeAccess, telemetry: Telemetry
+        self,
+        listen: str,
+        signer: Signer,
+        access: FakeAccess,
+        telemetry: Telemetry,
+        connection_age: float = CONNECTION_AGE,
     ) -> None:
         self.signer = signer
         self.access = access
         self.telemetry = telemetry
-        self.server = Server(listen)
+        self.server = Server(listen, connection_age=connection_age)
         self.handlers: dict[str, Handlers] = {}
         self.closing = AsyncExitStack()
         self._tokens: dict[str, ServiceTokens] = {}
@@ -129,9 +134,16 @@ async def fleet(
     find_answer: FindAnswer | None = None,
     deadline: float = 10.0,
     listen: str = "127.0.0.1:0",
+    connection_age: float = CONNECTION_AGE,
 ) -> AsyncIterator[Fleet]:
     """Serve these services, by full name, on one port, which is a free one where none is named."""
-    made = Fleet(listen, signer or Signer(), FakeAccess(), telemetry or silent_telemetry("team"))
+    made = Fleet(
+        listen,
+        signer or Signer(),
+        FakeAccess(),
+        telemetry or silent_telemetry("team"),
+        connection_age,
+    )
     guards = Guards(
         telemetry=made.telemetry,
         verifier=verifier or made.signer.verifier(),

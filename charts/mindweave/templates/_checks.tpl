@@ -16,8 +16,8 @@
 {{- if and $given.edge.ingress.enabled (not $given.edge.ingress.host) -}}
   {{- fail "edge.ingress.host: is needed with edge.ingress.enabled" -}}
 {{- end -}}
-{{- if and $given.edge.ingress.enabled (not $given.edge.behindProxy) -}}
-  {{- fail "edge.behindProxy: must be true with edge.ingress.enabled" -}}
+{{- if and $given.edge.ingress.enabled (not $given.edge.trustedHops) -}}
+  {{- fail "edge.trustedHops: must be 1 or more with edge.ingress.enabled" -}}
 {{- end -}}
 {{- if gt (int $given.autoscaling.minReplicas) (int $given.autoscaling.maxReplicas) -}}
   {{- fail "autoscaling.minReplicas: is more than autoscaling.maxReplicas" -}}

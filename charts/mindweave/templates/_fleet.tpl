@@ -76,7 +76,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 
 {{- define "mindweave.image" -}}
 {{- $tag := .tag | default .root.Values.image.tag | default .root.Chart.AppVersion -}}
-{{ .root.Values.image.registry }}/{{ .service }}:{{ $tag }}
+{{- $digest := ternary (get .root.Values.image.digests .service) "" (eq $tag .root.Chart.AppVersion) -}}
+{{ .root.Values.image.registry }}/{{ .service }}:{{ $tag }}{{ with $digest }}@{{ . }}{{ end }}
 {{- end -}}
 
 {{- /* What holds for every pod of ours. */ -}}

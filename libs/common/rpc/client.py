@@ -78,6 +78,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # Until an attempt to connect is given up.
     ("grpc.min_reconnect_backoff_ms", 1_000),
+    # Between two look-ups of a name, however many connections end; gRPC's own limit is 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     # An address that is frozen is left within 5 s, with or without calls.
     ("grpc.keepalive_time_ms", 2_000),
     ("grpc.keepalive_timeout_ms", 3_000),

@@ -18,6 +18,10 @@ from common.rpc.interceptors.origin import note_origin
 
 MAX_MESSAGE_BYTES = 12 * 1024 * 1024
 MAX_METADATA_BYTES = 64 * 1024
+# Callers look a name up again when a connection ends: so they find further servers of it.
+CONNECTION_AGE = 60.0
+# Until calls under way on a connection of that age are cut off: longer than any call may last.
+_CONNECTION_GRACE = 40.0
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -33,6 +37,7 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.max_connection_age_grace_ms", int(_CONNECTION_GRACE * 1000)),
 )
 
 Method = Callable[[Message, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Message]]
@@ -43,11 +48,14 @@ class Server:
 
     Args:
         listen: "host:port"; port 0 takes a free one.
+        connection_age: seconds after which a caller is asked for a new connection, a tenth more or
+            less; calls under way end on the old one.
     """
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, *, connection_age: float = CONNECTION_AGE) -> None:
         self._listen = listen
-        self._server = grpc.aio.server(options=_OPTIONS)
+        age = ("grpc.max_connection_age_ms", int(connection_age * 1000))
+        self._server = grpc.aio.server(options=(*_OPTIONS, age))
         # Its type stubs do not know of the asyncio part.
         self._health = cast(Any, health).aio.HealthServicer()
         self._names: list[str] = []

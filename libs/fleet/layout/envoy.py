@@ -121,7 +121,7 @@ def configuration(
     paths: Mapping[Front, str],
     ports: Mapping[str, Sequence[int]],
     *,
-    behind_proxy: bool = False,
+    trusted_hops: int | None = 0,
 ) -> dict[str, Any]:
     """Envoy's bootstrap.
 
@@ -129,7 +129,10 @@ def configuration(
         listen: "host:port" of the public address.
         paths: whose each path is, as ``fronts`` says.
         ports: of each of these services' processes.
-        behind_proxy: believe the X-Forwarded-For of whoever connects, and add to it.
+        trusted_hops: how many proxies stand before it, each of which adds to X-Forwarded-For whom
+            it was reached by. Services are told whom the outermost was reached by, and nothing
+            else that a request claims. None: they know the proxies' addresses and judge for
+            themselves; whoever connects is added.
     """
     host, port = parse_address(listen)
     return {
@@ -141,7 +144,7 @@ def configuration(
                     # Another process on the same port is an error, not a share of its calls.
                     "enable_reuse_port": False,
                     "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
-                    "filter_chains": [{"filters": [_connections(paths, behind_proxy)]}],
+                    "filter_chains": [{"filters": [_connections(paths, trusted_hops)]}],
                 }
             ],
             "clusters": [_cluster(name, ports[name]) for name in sorted(set(paths.values()))],
@@ -160,7 +163,7 @@ def configuration(
     }
 
 
-def _connections(paths: Mapping[Front, str], behind_proxy: bool) -> dict[str, Any]:
+def _connections(paths: Mapping[Front, str], trusted_hops: int | None) -> dict[str, Any]:
     return {
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
@@ -169,7 +172,9 @@ def _connections(paths: Mapping[Front, str], behind_proxy: bool) -> dict[str, An
             "codec_type": "HTTP1",
             "server_header_transformation": "PASS_THROUGH",
             "use_remote_address": True,
-            "skip_xff_append": not behind_proxy,
+            # Of whoever connects from this machine it would add the machine's own address.
+            "skip_xff_append": True,
+            "xff_num_trusted_hops": trusted_hops or 0,
             "generate_request_id": True,
             "max_request_headers_kb": math.ceil(HEADER_BYTES / 1024),
             "request_headers_timeout": _seconds(HEADER_SECONDS),
@@ -186,7 +191,7 @@ def _connections(paths: Mapping[Front, str], behind_proxy: bool) -> dict[str, An
                     {
                         "name": "public",
                         "domains": ["*"],
-                        "request_headers_to_add": [] if behind_proxy else [_sender()],
+                        "request_headers_to_add": [_client(trusted_hops)],
                         "routes": [
                             _route(front, paths[front])
                             for front in sorted(paths, key=precedence, reverse=True)
@@ -204,15 +209,13 @@ def _connections(paths: Mapping[Front, str], behind_proxy: bool) -> dict[str, An
     }
 
 
-def _sender() -> dict[str, Any]:
-    """Who connected, in place of what the client says of itself."""
-    return {
-        "header": {
-            "key": "x-forwarded-for",
-            "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
-        },
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
+def _client(trusted_hops: int | None) -> dict[str, Any]:
+    """Who the client is, in place of what a request says of it; or who connected, behind that."""
+    said, action = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "OVERWRITE_IF_EXISTS_OR_ADD"
+    if trusted_hops is None:
+        said = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
+        action = "APPEND_IF_EXISTS_OR_ADD"
+    return {"header": {"key": "x-forwarded-for", "value": said}, "append_action": action}
 
 
 def precedence(front: Front) -> tuple[int, str, bool]:

@@ -103,7 +103,7 @@ class Up:
             if process.http is not None:
                 ports.setdefault(process.service, []).append(process.http)
         described = envoy.configuration(
-            self._listen, paths, ports, behind_proxy=bool(self._settings.trusted_proxies)
+            self._listen, paths, ports, trusted_hops=None if self._settings.trusted_proxies else 0
         )
         file = self._place.folder / "envoy.yaml"
         file.write_text(json.dumps(described, indent=1))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from common.database import Connection, Database
-from common.events.bus import Bus, BusUnavailable, Record
+from common.events.bus import Bus, BusUnavailable, Outgoing, Record
 from common.events.ledger import RecordRefused
 from tests.common.brokers import Broker, OwnKafka
+from tests.common.logs import written_logs
 from tests.common.partition_consumer.conftest import NAME, Ledger, Make, publish, stopped
 from tests.common.waiting import eventually
 
@@ -45,6 +48,22 @@ async def test_a_refused_record_stops_its_partition_and_is_never_skipped(
     await consumer.stop()
     await make()
     await eventually(partial(ledger.holds, 0, list(range(20))))
+
+
+async def test_the_alert_of_a_partition_that_stops_names_the_trace_of_its_records(
+    bus: Bus, topic: str, make: Make
+) -> None:
+    async def apply(connection: Connection, part: int, records: list[Record]) -> None:
+        raise RecordRefused("of a trace")
+
+    trace = uuid4().hex
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "x-correlation-id": "request-7"}
+    await bus.publish(topic, [Outgoing(b"1", partition=0, headers=headers)])
+    with written_logs() as written:
+        consumer = await make(apply=apply)
+        await eventually(lambda: stopped(consumer, "of a trace"))
+        (line,) = (found for found in map(json.loads, written()) if found.get("alert"))
+    assert (line["trace_id"], line["correlation_id"]) == (trace, "request-7")
 
 
 async def test_the_same_unexpected_error_again_and_again_stops_the_partition(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic
@@ -88,6 +88,8 @@ class Tenure:
         self._stored = holding.place
         # Behind it only where nothing was ever applied and the first records are gone.
         self._position = holding.place
+        # What travelled with the records that are being applied, or that could not be.
+        self._travelled: Mapping[str, str] = {}
         self._hinted: str | None = None
         self._noted: tuple[datetime, str | None] | None = None
         # The tokens at which the position has been while the partition's end is asked for.
@@ -124,13 +126,13 @@ class Tenure:
                 _logger.warning("%s waits: %s", self._place, error)
                 await self.worker.pause(self._work.backoff.delay(failures))
             except (OffsetLost, RecordRefused, StreamReplaced) as error:
-                await self._stop(error)
+                await self._stop_in_trace(error)
                 return
             except Exception as error:
                 self._stirred_at = monotonic()
                 unexpected += 1
                 if unexpected >= _MOST_FAILURES:
-                    await self._stop(error)
+                    await self._stop_in_trace(error)
                     return
                 _logger.exception("%s failed, attempt %d", self._place, unexpected)
                 await self.worker.pause(self._work.backoff.delay(unexpected))
@@ -221,9 +223,10 @@ class Tenure:
         if self._stored is None:
             # No place yet by which the bus would see that the stream is another.
             await self._check_birth()
+        self._travelled = records[0].headers
         with (
             self.worker.step(),
-            work.db.telemetry.continued(records[0].headers, f"{work.topic} apply"),
+            work.db.telemetry.continued(self._travelled, f"{work.topic} apply"),
         ):
             result = await self._apply(records)
             if work.after is not None:
@@ -233,6 +236,7 @@ class Tenure:
                     # What is in memory lacks this batch.
                     self._prepared = False
                     raise
+        self._travelled = {}
         if len(records) < work.max_records and not self._chores_due():
             await self.worker.pause(began + work.gather - monotonic())
 
@@ -275,6 +279,15 @@ class Tenure:
         if self._noted is not None and any(r.token == self._noted[1] for r in records):
             self.caught_up_at, self._noted = self._noted[0], None
         return result
+
+    async def _stop_in_trace(self, error: Exception) -> None:
+        """``_stop``, in the trace of the records that stop it, where it is they."""
+        work = self._work
+        trace: AbstractContextManager[object] = nullcontext()
+        if self._travelled:
+            trace = work.db.telemetry.continued(self._travelled, f"{work.topic} stop")
+        with trace:
+            await self._stop(error)
 
     async def _stop(self, error: Exception) -> None:
         """Stop for good, unless the partition is another's, who may have had the records go."""
