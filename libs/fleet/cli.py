@@ -205,6 +205,23 @@ def rejoin(
         rejoin_given(folder, data, accept_loss=accept_loss, tell=partial(print, flush=True))
 
 
+@app.command("rotate-signing-key")
+def rotate_signing_key(
+    data: Data = DEFAULT_DATA,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="Refuse what earlier keys have signed.")
+    ] = False,
+) -> None:
+    """Make the next key that signs tokens; it signs in an hour, and nobody notices.
+
+    Auth makes one every 30 days by itself. With --at-once sessions refresh their tokens.
+    """
+    with told_in_a_line():
+        from fleet.signing import rotate_signing_key as rotate
+
+        rotate(data, at_once=at_once, tell=partial(print, flush=True))
+
+
 @app.command()
 def status(
     data: Data = DEFAULT_DATA,
