@@ -222,6 +222,18 @@ def rotate_signing_key(
         rotate(data, at_once=at_once, tell=partial(print, flush=True))
 
 
+@app.command("rotate-secret")
+def rotate_secret(data: Data = DEFAULT_DATA) -> None:
+    """Take another secret, while nothing runs: that of --data, or MINDWEAVE_SECRET where it is set.
+
+    In the second case MINDWEAVE_NEW_SECRET is the next one. Passwords of databases change with it.
+    """
+    with told_in_a_line():
+        from fleet.secret import rotate_secret as rotate
+
+        rotate(data, partial(print, flush=True))
+
+
 @app.command()
 def status(
     data: Data = DEFAULT_DATA,

@@ -18,7 +18,7 @@ from fleet.ports import HOST, free_port
 
 _VERSION = "18"
 _PORT = 5432
-_SUPERUSER = "postgres"
+SUPERUSER = "postgres"
 # PostgreSQL does not run as root; this user is on every Unix.
 UNPRIVILEGED = "nobody"
 # A start packet that asks whether TLS is spoken; a ready postmaster answers "N".
@@ -70,7 +70,7 @@ class Postgres(Daemon):
     @property
     def admin_dsn(self) -> str:
         """Of the superuser, to the database ``postgres``."""
-        credentials = f"{_SUPERUSER}:{self._password}"
+        credentials = f"{SUPERUSER}:{self._password}"
         if self._by_socket:
             return f"postgresql://{credentials}@/postgres?host={quote(str(self.folder.parent))}"
         return f"postgresql://{credentials}@{HOST}:{self._port}/postgres"
@@ -110,7 +110,7 @@ class Postgres(Daemon):
                 *unprivileged(),
                 str(binaries() / "initdb"),
                 f"--pgdata={folder}",
-                f"--username={_SUPERUSER}",
+                f"--username={SUPERUSER}",
                 f"--pwfile={password}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
