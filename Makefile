@@ -25,7 +25,7 @@ LISTEN ?= 127.0.0.1:8080
 DATA ?= .data
 BROKER ?= kafka
 
-.PHONY: help setup demo up test lint proto chart dashboards images e2e chaos collector bench clean
+.PHONY: help setup demo up test lint proto chart dashboards images e2e chaos drill collector bench clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a runni
 chaos: setup ## faults under load, then one line of JSON (SEED, BROKER; ROUNDS or MINUTES: more than a short round)
 	@$(RUN) python -m tests.chaos --broker $(BROKER) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
+
+drill: setup ## back up in the middle of a replay, lose the database, then all; one line of JSON (BROKER)
+	@$(RUN) python -m tests.e2e.drill --broker $(BROKER)
 
 collector: setup ## build an OpenTelemetry Collector, and see what deploy/otel hides (minutes; needs Go)
 	@$(RUN) python -m tests.deploy.collector
