@@ -34,7 +34,7 @@ from tests.e2e.raw_rows import connect, raw_rows, row_differences, window_differ
 from tests.e2e.tenant import Tenant, tenant
 
 TRACE = Path(os.environ.get("MINDWEAVE_TRACE", "../shared/data/azure-llm-2023-conv.csv"))
-PATIENCE = 120.0
+PATIENCE = 300.0
 _BATCH = 250
 GROUPINGS: tuple[Grouping, ...] = (
     ("all", ("model",)),
