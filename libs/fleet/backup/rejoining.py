@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -197,7 +198,11 @@ async def _bring_up(
     if not why:
         async for records in _read(bus, WINDOWS, part, stored.place, end):
             count += await apply([record.value for record in records])
-    await ledger.windows.put(part, Stored(end, await bus.birth(WINDOWS, part)))
+    passed = Stored(None, None)
+    # Where there is no such topic, the first start makes it.
+    with suppress(TopicUnknown):
+        passed = Stored(end, await bus.birth(WINDOWS, part))
+    await ledger.windows.put(part, passed)
     return count
 
 
