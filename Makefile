@@ -27,7 +27,7 @@ LISTEN ?= 127.0.0.1:8080
 DATA ?= .data
 BROKER ?= kafka
 
-.PHONY: help setup demo up test lint proto chart dashboards images services package release e2e e2e-cluster chaos collector bench clean
+.PHONY: help setup demo up test lint proto chart dashboards images services package release e2e e2e-cluster chaos drill collector bench clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,9 @@ e2e-cluster: setup .tools/bin/helm ## the chart on a real Kubernetes: KUBECONFIG
 chaos: setup ## faults under load, then one line of JSON (SEED, BROKER; ROUNDS or MINUTES: more than a short round)
 	@$(RUN) python -m tests.chaos --broker $(BROKER) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
+
+drill: setup ## back up in the middle of a replay, lose the database, then all; one line of JSON (BROKER)
+	@$(RUN) python -m tests.e2e.drill --broker $(BROKER)
 
 collector: setup ## build an OpenTelemetry Collector, and see what deploy/otel hides (minutes; needs Go)
 	@$(RUN) python -m tests.deploy.collector

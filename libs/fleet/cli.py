@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
@@ -150,6 +151,87 @@ def export_raw(
 
         begin, end = since.replace(tzinfo=UTC), until.replace(tzinfo=UTC)
         export(org, begin, end, out, data, lambda line: print(line, flush=True))
+
+
+@app.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="Empty, or not there yet.")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Back up all databases at one moment, and what they have not counted, while all runs.
+
+    The secret is not in it: keep a copy of it elsewhere.
+    """
+    with told_in_a_line():
+        from fleet.backup.taking import take_backup
+
+        take_backup(folder, data, partial(print, flush=True))
+
+
+AcceptLoss = Annotated[
+    bool,
+    typer.Option("--accept-loss", help="Go on where the broker lacks what is not counted."),
+]
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(help="Of the backup.")],
+    data: Data = DEFAULT_DATA,
+    accept_loss: AcceptLoss = False,
+) -> None:
+    """Put a backup into --data, which has the secret and no PostgreSQL, and join it to the broker.
+
+    What was accepted since is counted again, as far as the broker has it.
+    """
+    with told_in_a_line():
+        from fleet.backup.restoring import restore as put_back
+
+        put_back(folder, data, accept_loss=accept_loss, tell=partial(print, flush=True))
+
+
+@app.command()
+def rejoin(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Of the backup; none where the broker has all.")
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    accept_loss: AcceptLoss = False,
+) -> None:
+    """Join databases that were restored by other means to the broker; no service may run."""
+    with told_in_a_line():
+        from fleet.backup.rejoining import rejoin_given
+
+        rejoin_given(folder, data, accept_loss=accept_loss, tell=partial(print, flush=True))
+
+
+@app.command("rotate-signing-key")
+def rotate_signing_key(
+    data: Data = DEFAULT_DATA,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="Refuse what earlier keys have signed.")
+    ] = False,
+) -> None:
+    """Make the next key that signs tokens; it signs in an hour, and nobody notices.
+
+    Auth makes one every 30 days by itself. With --at-once sessions refresh their tokens.
+    """
+    with told_in_a_line():
+        from fleet.signing import rotate_signing_key as rotate
+
+        rotate(data, at_once=at_once, tell=partial(print, flush=True))
+
+
+@app.command("rotate-secret")
+def rotate_secret(data: Data = DEFAULT_DATA) -> None:
+    """Take another secret, while nothing runs: that of --data, or MINDWEAVE_SECRET where it is set.
+
+    In the second case MINDWEAVE_NEW_SECRET is the next one. Passwords of databases change with it.
+    """
+    with told_in_a_line():
+        from fleet.secret import rotate_secret as rotate
+
+        rotate(data, partial(print, flush=True))
 
 
 @app.command()

@@ -59,12 +59,14 @@ def _known() -> tuple[type[Exception], ...]:
     from common.errors import MindWeaveError, NotReady
     from common.events.bus import TopicMismatch
     from common.settings import SettingsError
+    from fleet.backup import BackupFailed
     from fleet.embedded import DidNotStart, InUse
     from fleet.embedded.folder import OtherBroker
     from fleet.services import UnknownRole, UnknownService
     from fleet.status import NotRunning
 
     return (
+        BackupFailed,
         DidNotStart,
         InUse,
         MigrationFailed,

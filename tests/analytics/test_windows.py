@@ -140,6 +140,19 @@ def test_nothing_that_was_applied_comes_again() -> None:
     assert (one.begin, one.last, len(one)) == (1, 9, 2)
 
 
+def test_nothing_is_applied_beyond_the_last_number_that_may_be() -> None:
+    random = Random(3)
+    rows = [row(random, seq) for seq in (4, 6, 9)]
+    windows = windows_of(rows)
+    assert fresh(windows, 0, 3) is None
+    assert fresh(windows, 6, 8) is None
+    one = fresh(windows, 4, 8)
+    assert one is not None
+    assert (one.last, len(one)) == (6, 1)
+    found = arrived([one, one])
+    assert added(found.deltas, keys_of(found)) == added_by_hand([rows[1], rows[1]])
+
+
 def test_what_travels_is_what_was_packed() -> None:
     rows = [row(Random(4), seq) for seq in range(1, 50)]
     back = rows_of(columns_of(rows))

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from jwt import get_unverified_header
 
-from common.clock import ManualClock
+from common.clock import ManualClock, SystemClock
 from common.database import Database, Scope
 from common.errors import Unauthenticated
 from common.identity.call import Principal
 from common.identity.sealing import SealBroken, Sealer
 from common.identity.tokens import Keys, TokenVerifier
+from common.settings import Settings
+from fleet.signing import rotate_signing_key
 from services.auth.actions.signing_keys import KeyRing
 from services.auth.domain.signing_keys import LEAD, OVERLAP, ROTATE_AFTER
 from services.auth.store.signing_keys import SigningKeyStore
@@ -131,3 +136,50 @@ async def test_the_private_half_is_stored_sealed(database: Database, clock: Manu
         assert key.private.private_bytes_raw() not in sealed
         with pytest.raises(SealBroken):
             await SigningKeyStore(connection, Sealer(b"x" * 32)).list_all()
+
+
+async def test_a_key_before_its_time_changes_nothing_for_those_who_hold_tokens(
+    database: Database, clock: ManualClock
+) -> None:
+    ring = a_ring(database, clock)
+    token = await sign(ring, clock.now() + TTL)
+    made = await ring.rotate(at_once=False)
+    assert made.kid in await kids(ring)
+    before = await sign(ring, clock.now() + TTL)
+    assert get_unverified_header(before)["kid"] == get_unverified_header(token)["kid"] != made.kid
+    clock.advance(LEAD)
+    await ring.refresh()
+    assert get_unverified_header(await sign(ring, clock.now() + TTL))["kid"] == made.kid
+
+
+async def test_after_a_theft_nothing_counts_that_was_signed_before(
+    database: Database, clock: ManualClock
+) -> None:
+    ring, other = a_ring(database, clock), a_ring(database, clock)
+    stolen = await sign(other, clock.now() + TTL)
+    made = await ring.rotate(at_once=True)
+    await other.refresh()
+    for each in (ring, other):
+        assert await kids(each) == [made.kid]
+        await a_verifier(each, clock).verify(await sign(each, clock.now() + TTL))
+        with pytest.raises(Unauthenticated):
+            await a_verifier(each, clock).verify(stolen)
+
+
+async def test_the_command_makes_the_next_key(
+    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = KeyRing(database, database.sealer, SystemClock())
+    (first,) = await kids(ring)
+    monkeypatch.setenv("MINDWEAVE_SECRET", settings.secret)
+    monkeypatch.setenv("DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("REDIS_URL", settings.redis_url)
+    told: list[str] = []
+    for at_once in (False, True):
+        rotate = partial(rotate_signing_key, tmp_path, at_once=at_once, tell=told.append)
+        await asyncio.to_thread(rotate)
+    await ring.refresh()
+    found = await kids(ring)
+    assert len(told) == 2
+    assert first not in found
+    assert [line.split()[0] for line in told][-1:] == found

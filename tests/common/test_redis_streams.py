@@ -15,7 +15,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
-from common.events.bus import BusFull, BusUnavailable, OffsetLost, Outgoing, Record
+from common.events.bus import BACKUPS, BusFull, BusUnavailable, OffsetLost, Outgoing, Record
 from common.events.delivery import Delivery
 from common.events.redis_streams import RedisStreamsBus
 from common.testing import silent_telemetry
@@ -352,3 +352,56 @@ async def test_what_a_topic_holds_before_it_is_full_is_shown_where_groups_read_i
     await bus.stop()
     assert capacity({"service": "team", "topic": topic}) == 30
     assert capacity({"service": "team", "topic": f"{topic}.dead"}) is None
+
+
+async def kept(bus: RedisStreamsBus, topic: str) -> list[str]:
+    """The tokens of all records that partition 0 still holds."""
+    found: list[str] = []
+    while batch := await bus.fetch(topic, 0, found[-1] if found else None, max_records=9, wait=0):
+        found += [record.token for record in batch]
+    return found
+
+
+async def test_what_backups_need_is_kept_until_there_is_no_room_for_it(
+    broker: RedisStreams, topic: str
+) -> None:
+    bus = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), max_records=200)
+    await bus.declare(topic, 1, ["ledger", BACKUPS])
+    tokens: list[str] = []
+    for _ in range(20):
+        tokens += await bus.publish(topic, [Outgoing(b"x")] * 10)
+        await bus.commit(topic, 0, "ledger", tokens[-1])
+    assert await kept(bus, topic) == tokens
+    await bus.commit(topic, 0, BACKUPS, tokens[120])
+    tokens += await bus.publish(topic, [Outgoing(b"x")] * 100)
+    assert await kept(bus, topic) == tokens[121:]
+    # A ledger that counts is not stopped by backups that nobody takes.
+    tokens += await bus.publish(topic, [Outgoing(b"x")] * 100)
+    assert await kept(bus, topic) == tokens[200:]
+    with pytest.raises(BusFull):
+        await bus.publish(topic, [Outgoing(b"x")])
+    await bus.stop()
+
+
+@pytest.mark.usefixtures("little_memory")
+async def test_what_backups_need_goes_before_the_server_has_no_memory(
+    bus: RedisStreamsBus, topic: str
+) -> None:
+    await bus.declare(topic, 1, ["ledger", BACKUPS])
+    first = await fill(bus, topic)
+    await bus.commit(topic, 0, "ledger", first[-1])
+    second = await bus.publish(topic, [Outgoing(bytes(100 * KILOBYTE), partition=0)])
+    assert await kept(bus, topic) == second
+
+
+async def test_a_group_that_is_forgotten_keeps_nothing(
+    broker: RedisStreams, bus: RedisStreamsBus, topic: str
+) -> None:
+    await bus.declare(topic, 1)
+    await bus.declare(topic, 1, [BACKUPS])
+    tokens = await bus.publish(topic, [Outgoing(b"x")] * 3)
+    await bus.forget(topic, BACKUPS)
+    small = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), kept=2)
+    tokens += await small.publish(topic, [Outgoing(b"x")])
+    assert await kept(bus, topic) == tokens[2:]
+    await small.stop()

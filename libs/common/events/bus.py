@@ -22,6 +22,8 @@ DEAD = ".dead"
 RETRY = ".retry"
 # What became of dead letters: who replayed or discarded which, and when.
 SETTLED = "dead-letters.settled"
+# Whom the broker keeps records of the ledger for until the next backup, as long as it has room.
+BACKUPS = "backups"
 _PROOF = "@"
 
 
@@ -194,6 +196,10 @@ class Bus(Protocol):
 
     async def commit(self, topic: str, partition: int, group: str, token: str) -> None:
         """Let the broker forget, for this group, all records up to the token."""
+        ...
+
+    async def forget(self, topic: str, group: str) -> None:
+        """Keep nothing for this group any more."""
         ...
 
     async def lag(self, topic: str, group: str) -> int:

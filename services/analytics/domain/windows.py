@@ -126,27 +126,33 @@ class Windows(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """Deltas of one source that are not applied yet, from ``begin`` of a record's columns on."""
+    """Deltas of one source that are not applied yet: ``begin`` to ``end`` of a record's columns."""
 
     source: int
     columns: Columns
     begin: int
+    end: int
     last: int
 
     def __len__(self) -> int:
-        return self.columns.count - self.begin
+        return self.end - self.begin
 
 
-def fresh(windows: Windows, after: int) -> Fresh | None:
-    """The deltas of a record whose number is beyond ``after``; None where there is none."""
+def fresh(windows: Windows, after: int, until: int | None = None) -> Fresh | None:
+    """The deltas of a record whose number is beyond ``after``; None where there is none.
+
+    Args:
+        windows: the record.
+        after: the last number that was applied.
+        until: the last number that may be.
+    """
     columns, source = windows.columns, windows.source
     if columns is None or source is None:
         return None
     seq = columns.numbered
-    last = int(seq[-1])
-    if last <= after:
-        return None
-    return Fresh(source, columns, int(np.searchsorted(seq, after, side="right")), last)
+    begin = int(np.searchsorted(seq, after, side="right"))
+    end = len(seq) if until is None else int(np.searchsorted(seq, until, side="right"))
+    return Fresh(source, columns, begin, end, int(seq[end - 1])) if begin < end else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +279,7 @@ def arrived(found: Sequence[Fresh]) -> Arrived:
     counts = [some.count for some in columns]
     begins = np.cumsum([0, *counts[:-1]])
     chosen = np.concatenate(
-        [np.arange(b + one.begin, b + c) for one, b, c in zip(found, begins, counts, strict=True)]
+        [np.arange(b + one.begin, b + one.end) for one, b in zip(found, begins, strict=True)]
     )
     coded = {
         name: merged((getattr(some, name) for some in columns), counts).take(chosen)

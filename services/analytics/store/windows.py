@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -72,11 +72,22 @@ class RollupStore:
         self._series: set[bytes] = set()
 
     async def append(
-        self, connection: asyncpg.Connection, part: int, records: Sequence[Windows]
+        self,
+        connection: asyncpg.Connection,
+        part: int,
+        records: Sequence[Windows],
+        until: Mapping[int, int] | None = None,
     ) -> Appended:
         """Append what is new in the records, in the caller's transaction.
 
         The caller tells ``remember`` what came of it, once that has committed.
+
+        Args:
+            connection: in a transaction.
+            part: of ``usage.windows``.
+            records: in their order.
+            until: by source, the last number that is to be applied; of sources that are not named
+                nothing is. All numbers when absent.
         """
         known = await connection.fetch(
             """SELECT s.source, s.last_seq, c.generation, c.count
@@ -92,7 +103,8 @@ class RollupStore:
         found: list[Fresh] = []
         for record in records:
             if record.source is not None:
-                new = fresh(record, last.get(record.source, 0))
+                most = None if until is None else until.get(record.source, 0)
+                new = fresh(record, last.get(record.source, 0), most)
                 if new is not None:
                     found.append(new)
                     last[record.source] = new.last
@@ -154,6 +166,14 @@ class RollupStore:
         if len(self._series) + len(appended.series) > _MOST_SERIES:
             self._series.clear()
         self._series.update(appended.series)
+
+    async def applied(self) -> Mapping[int, int]:
+        """By source, the highest number that was applied in any part."""
+        async with self._db.session() as connection:
+            rows = await connection.fetch(
+                "SELECT source, max(last_seq) AS seq FROM sources GROUP BY source"
+            )
+        return {row["source"]: row["seq"] for row in rows}
 
     async def gather(self, part: int) -> int:
         """Make one block of small ones; returns how many they were."""

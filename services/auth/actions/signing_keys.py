@@ -11,6 +11,7 @@ from common.identity.call import Principal
 from common.identity.sealing import Sealer
 from common.identity.tokens import sign_token
 from services.auth.domain.signing_keys import (
+    LEAD,
     ROTATE_AFTER,
     SigningKey,
     in_order,
@@ -49,6 +50,24 @@ class KeyRing:
             keys = await self._rotate()
         self._keys = keys
         self._due.set((in_order(keys)[-1].signs_from + ROTATE_AFTER).timestamp())
+
+    async def rotate(self, *, at_once: bool) -> SigningKey:
+        """Make the next key before its time.
+
+        Args:
+            at_once: it signs now, and what others have signed counts no more: one was stolen.
+                Else it signs after ``LEAD``, and nobody notices.
+        """
+        async with self._database.change(Scope(), call=None) as change:
+            store = SigningKeyStore(change.connection, self._sealer)
+            await store.lock()
+            now = self._clock.now()
+            if at_once:
+                await store.delete([key.kid for key in await store.list_all()])
+            made = new_signing_key(now if at_once else now + LEAD)
+            await store.insert(made)
+        await self.refresh()
+        return made
 
     async def published(self) -> list[SigningKey]:
         """The keys whose signatures count now."""

@@ -190,6 +190,12 @@ class UsageStore:
         await keep(connection, part, Numbered(last - len(deltas) + 1, deltas, reason))
         return last
 
+    async def last_numbers(self) -> dict[int, int]:
+        """By part, the number of its last delta."""
+        async with self._db.session() as connection:
+            rows = await connection.fetch("SELECT part, last_seq FROM parts")
+        return {row["part"]: row["last_seq"] for row in rows}
+
     async def repeats(self) -> dict[str, int]:
         """Events that came again, by what they were: ``duplicate`` or ``conflict``."""
         async with self._db.session() as connection:

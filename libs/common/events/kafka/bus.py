@@ -177,6 +177,9 @@ class KafkaBus:
             await self.groups.commit(group, topic, partition, offset)
             self._hints[place] = offset
 
+    async def forget(self, topic: str, group: str) -> None:
+        """Nothing to do: Kafka keeps records for their time, whoever reads them."""
+
     async def committed(self, topic: str, partition: int, group: str) -> str | None:
         """What the group has committed last; None before its first commit."""
         found = await self._topic(topic)

@@ -3,6 +3,7 @@
 from common.events.ledger.consumer import PartitionConsumer
 from common.events.ledger.members import Members
 from common.events.ledger.offsets import LEASE
+from common.events.ledger.places import Places, Stored
 from common.events.ledger.tenure import RecordRefused
 
-__all__ = ["LEASE", "Members", "PartitionConsumer", "RecordRefused"]
+__all__ = ["LEASE", "Members", "PartitionConsumer", "Places", "RecordRefused", "Stored"]

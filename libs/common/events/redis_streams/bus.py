@@ -189,6 +189,10 @@ class RedisStreamsBus:
         arguments = (group, token, _LINGER, end_field(partition))
         await self.broker.script(scripts.COMMIT, keys, arguments)
 
+    async def forget(self, topic: str, group: str) -> None:
+        for partition in range(await self.partitions(topic)):
+            await self.broker.command("HDEL", groups_key(topic, partition), group)
+
     async def commit_as(
         self, topic: str, partition: int, group: str, token: str, lease: str, owner: str
     ) -> bool:

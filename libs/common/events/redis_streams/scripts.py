@@ -5,13 +5,16 @@ Keys of a topic ``t`` and its partition ``p``:
 - ``mw:t``: hash of ``partitions``, ``birth`` and ``end:p``, the token of the last record.
 - ``mw:t:p``: the stream. Its ids are ``<milliseconds>-<number>``: both only grow, and the numbers
   have no gaps, so that a reader sees at once where records are missing.
-- ``mw:t:p:groups``: hash of the token that each group has committed, ``0-0`` before its first.
+- ``mw:t:p:groups``: hash of the token that each group has committed, ``0-0`` before its first. What
+  is kept for the group of backups alone goes where there is no room for it.
 - ``mw:t:p:lease:g``: who of the group ``g`` reads the partition.
 
 All but ``PUBLISH`` also run where the server has no memory left: they are what makes room.
 """
 
 from __future__ import annotations
+
+from common.events.bus import BACKUPS
 
 _WITHOUT_MEMORY = "#!lua flags=allow-oom"
 
@@ -29,11 +32,22 @@ local function floor(groups)
   return string.match(token, '^(%d+)-'), string.format('%.0f', least + 1)
 end
 
+-- Drops what every group has committed.
+local function trim(stream, groups)
+  local ms, n = floor(groups)
+  if ms then redis.call('XTRIM', stream, 'MINID', ms .. '-' .. n) end
+end
+
+-- The same where there is no room for what is kept for backups alone.
+local function trim_hard(stream, groups)
+  if redis.call('HDEL', groups, 'BACKUPS') == 1 then trim(stream, groups) end
+end
+
 local function now()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
-"""
+""".replace("BACKUPS", BACKUPS)
 
 # KEYS: topic, groups of every partition. ARGV: partitions, birth, groups.
 DECLARE = (
@@ -86,8 +100,8 @@ for t = 1, targets do
   if bounded[t] then
     local coming = tonumber(ARGV[3 + targets + t])
     if redis.call('XLEN', stream) + coming > most then
-      local ms, n = floor(groups)
-      redis.call('XTRIM', stream, 'MINID', ms .. '-' .. n)
+      trim(stream, groups)
+      if redis.call('XLEN', stream) + coming > most then trim_hard(stream, groups) end
       if redis.call('XLEN', stream) + coming > most then return {'full', ARGV[3 + t]} end
     end
   end
@@ -140,14 +154,15 @@ return 1
 """
 )
 
-# KEYS: stream and groups of each partition. Drops at once what every group has committed.
+# KEYS: stream and groups of each partition. Drops at once what every group has committed, and what
+# is kept for backups.
 TRIM = (
     _WITHOUT_MEMORY
     + _FLOOR
     + """
 for k = 1, #KEYS, 2 do
-  local ms, n = floor(KEYS[k + 1])
-  if ms then redis.call('XTRIM', KEYS[k], 'MINID', ms .. '-' .. n) end
+  trim(KEYS[k], KEYS[k + 1])
+  trim_hard(KEYS[k], KEYS[k + 1])
 end
 """
 )

@@ -1,0 +1,270 @@
+"""``mindweave rejoin``: databases of an earlier moment, and a broker that has gone on since.
+
+Records on ``usage.events`` are what was accepted: they are counted again from the places that the
+databases hold. Those on ``usage.windows`` are what was made of them, by a ledger that is gone as
+far as its numbers are beyond those of the restored one, which gives these numbers to other deltas.
+So analytics is brought up to the restored ledger here, and what lies in the broker is passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from common.errors import NotReady
+from common.events.bus import Bus, OffsetLost, Outgoing, Record, TopicUnknown
+from common.events.envelope import unpack
+from common.events.ledger import LEASE, Places, Stored
+from common.settings import Settings
+from common.telemetry import configure_logs
+from fleet.backup.folder import BackupFailed, BackupFolder, Kept, name_of
+from fleet.backup.ledger import READERS, Ledger, is_read, opened, told
+from fleet.partitions import ledger_settings
+from services.analytics.consumer import TOPIC as WINDOWS
+from services.analytics.domain.windows import Windows
+from services.analytics.store import RollupStore
+from services.usage_tracker.domain.records import EVENTS_TOPIC as EVENTS
+from services.usage_tracker.store import UsageStore
+
+_MOST = 200
+_LOOK_SECONDS = 0.5
+
+T = TypeVar("T")
+
+
+def rejoin_given(
+    path: Path | None, data: Path, *, accept_loss: bool, tell: Callable[[str], None]
+) -> None:
+    """Join databases that were restored by other means to the broker; no service may run.
+
+    Args:
+        path: of a backup, where there is one.
+        data: the folder of a platform whose secret is meant, where no other is set.
+        accept_loss: go on where the broker has lost records that are not counted.
+        tell: is told what was done.
+
+    Raises:
+        NotRunning: no servers are named.
+        NotReady: services run.
+        BackupFailed: the databases and the broker do not fit.
+    """
+    configure_logs("warning")
+    settings = ledger_settings(data)
+    backup = BackupFolder(path) if path is not None else None
+    asyncio.run(_rejoin_alone(settings, backup, accept_loss, tell))
+
+
+async def _rejoin_alone(
+    settings: Settings,
+    backup: BackupFolder | None,
+    accept_loss: bool,
+    tell: Callable[[str], None],
+) -> None:
+    async with opened(settings) as ledger:
+        now = asyncio.get_running_loop().time
+        give_up = now() + 2 * LEASE
+        # Leases in a copy that is seconds old are over soon, those of workers are renewed.
+        while await ledger.events.owned() or await ledger.windows.owned():
+            if now() > give_up:
+                raise NotReady("usage_tracker or analytics runs: end all services first")
+            await asyncio.sleep(_LOOK_SECONDS)
+    await rejoin(settings, backup, accept_loss=accept_loss, tell=tell)
+
+
+async def rejoin(
+    settings: Settings,
+    backup: BackupFolder | None,
+    *,
+    accept_loss: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """As ``rejoin_given``, where nothing runs. It may be run again."""
+    async with opened(settings) as ledger:
+        numbers = await UsageStore(ledger.tracker).last_numbers()
+        await _require_older(ledger, numbers)
+        gone = await _gone(ledger.bus, ledger.events)
+        if gone and not accept_loss:
+            raise BackupFailed(
+                f"{'; '.join(gone.values())}: --accept-loss counts what the backup has recorded,"
+                " and then what the broker has"
+            )
+        absent = await _declare(ledger.bus, backup)
+        for part in gone:
+            count = await _count_again(ledger, backup, part)
+            tell(f"{gone[part]}; {count} records of the backup were published again")
+        for part in range(settings.windows_partitions):
+            count = await _bring_up(ledger, backup, part, numbers)
+            tell(f"{name_of(WINDOWS, part)}: {count} deltas were applied")
+        count = await _tell_again(ledger.bus, backup, absent)
+        tell(f"{count} records of other topics were published again")
+
+
+async def _require_older(ledger: Ledger, numbers: Mapping[int, int]) -> None:
+    """See that analytics has applied nothing that the ledger lacks.
+
+    Raises:
+        BackupFailed: it has.
+    """
+    for source, number in (await RollupStore(ledger.analytics).applied()).items():
+        if number > numbers.get(source, 0):
+            raise BackupFailed(
+                f"analytics has applied delta {number} of part {source}, and usage_tracker has"
+                f" {numbers.get(source, 0)}: restore analytics to that moment or an earlier one"
+            )
+
+
+async def _gone(bus: Bus, places: Places) -> dict[int, str]:
+    """By partition, why it cannot be read on from its place."""
+    found = {}
+    for part, stored in (await places.read()).items():
+        why = await _why_not(bus, places.topic, part, stored)
+        if why:
+            found[part] = why
+    return found
+
+
+async def _why_not(bus: Bus, topic: str, part: int, stored: Stored) -> str:
+    if stored.birth is None:
+        return ""
+    try:
+        if await bus.birth(topic, part) != stored.birth:
+            return f"{name_of(topic, part)}: the broker has another stream"
+        if stored.place is not None:
+            await bus.fetch(topic, part, stored.place, max_records=1, wait=0)
+    except TopicUnknown:
+        return f"{name_of(topic, part)}: the broker has no such topic"
+    except OffsetLost as error:
+        return str(error)
+    return ""
+
+
+async def _declare(bus: Bus, backup: BackupFolder | None) -> list[str]:
+    """Make the backup's topics where they are not there; returns those."""
+    absent = []
+    for topic, count in (backup.manifest().topics if backup is not None else {}).items():
+        try:
+            await bus.partitions(topic)
+        except TopicUnknown:
+            await bus.declare(topic, count, [READERS[topic]] if topic in READERS else ())
+            absent.append(topic)
+    return absent
+
+
+async def _count_again(ledger: Ledger, backup: BackupFolder | None, part: int) -> int:
+    """Publish what the backup has recorded, and have all that is there counted; repeats are known.
+
+    Returns:
+        Records that were published.
+    """
+    place = (await ledger.events.read())[part].place
+    kept = backup.beyond(EVENTS, part, place) if backup is not None else ()
+    count = await _publish(ledger.bus, EVENTS, part, kept)
+    await ledger.events.put(part, Stored(None, None))
+    return count
+
+
+async def _bring_up(
+    ledger: Ledger, backup: BackupFolder | None, part: int, numbers: Mapping[int, int]
+) -> int:
+    """Apply windows up to the ledger's own numbers, and pass over the rest.
+
+    Returns:
+        Deltas that were applied.
+    """
+    bus, store = ledger.bus, RollupStore(ledger.analytics)
+    stored = (await ledger.windows.read()).get(part, Stored(None, None))
+    why = await _why_not(bus, WINDOWS, part, stored)
+    if why and backup is None:
+        raise BackupFailed(f"{why}, and no backup is given that has recorded it")
+    count = 0
+
+    async def apply(values: Sequence[bytes]) -> int:
+        records = [_deltas(value) for value in values]
+        async with ledger.analytics.session() as connection, connection.transaction():
+            appended = await store.append(connection, part, records, numbers)
+        store.remember(appended)
+        return appended.rows
+
+    if backup is not None:
+        for kept in _in_groups(backup.records(WINDOWS, part)):
+            count += await apply([record.value for record in kept])
+    end = await bus.end(WINDOWS, part)
+    if not why:
+        async for records in _read(bus, WINDOWS, part, stored.place, end):
+            count += await apply([record.value for record in records])
+    passed = Stored(None, None)
+    # Where there is no such topic, the first start makes it.
+    with suppress(TopicUnknown):
+        passed = Stored(end, await bus.birth(WINDOWS, part))
+    await ledger.windows.put(part, passed)
+    return count
+
+
+def _deltas(value: bytes) -> Windows:
+    """Without watermarks: they are of what was counted, and not of what is counted again."""
+    return replace(unpack(value, Windows)[1], watermarks={}, sources=None)
+
+
+async def _tell_again(bus: Bus, backup: BackupFolder | None, absent: Sequence[str]) -> int:
+    """Publish what was told, to consumers that may have forgotten it; they know what they know.
+
+    Returns:
+        Records that were published.
+    """
+    count = 0
+    topics = told()
+    for topic in topics:
+        try:
+            parts = range(await bus.partitions(topic))
+        except TopicUnknown:
+            continue
+        if topic not in absent and not is_read(topic, topics):
+            continue
+        for part in parts:
+            if backup is not None:
+                has = name_of(topic, part) in backup.manifest().records
+                count += await _publish(
+                    bus, topic, part, backup.records(topic, part) if has else ()
+                )
+                continue
+            end = await bus.end(topic, part)
+            async for records in _read(bus, topic, part, None, end):
+                kept = [Kept(r.token, r.key, r.value, dict(r.headers)) for r in records]
+                count += await _publish(bus, topic, part, kept)
+    return count
+
+
+async def _publish(bus: Bus, topic: str, part: int, kept: Iterable[Kept]) -> int:
+    count = 0
+    for some in _in_groups(kept):
+        outgoing = [Outgoing(r.value, r.key, part, r.headers) for r in some]
+        count += len(await bus.publish(topic, outgoing))
+    return count
+
+
+async def _read(
+    bus: Bus, topic: str, part: int, after: str | None, end: str | None
+) -> AsyncIterator[list[Record]]:
+    """The records behind a place, up to the one that was the last when ``end`` was asked for."""
+    while end is not None:
+        records = await bus.fetch(topic, part, after, max_records=_MOST, wait=0)
+        tokens = [record.token for record in records]
+        if end in tokens:
+            records = records[: tokens.index(end) + 1]
+        if records:
+            yield records
+            after = records[-1].place
+        if not records or end in tokens:
+            return
+
+
+def _in_groups(items: Iterable[T]) -> Iterator[list[T]]:
+    each = iter(items)
+    while some := list(islice(each, _MOST)):
+        yield some
