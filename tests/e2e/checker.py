@@ -12,6 +12,7 @@ import httpx
 
 from fleet.replay import ReplayFailed, Sender, wait_until_fresh
 from fleet.workload import Event, Workload, generate
+from tests.common.plain import PLAIN
 from tests.e2e.oracle import Oracle
 from tests.e2e.tenant import Tenant
 
@@ -90,7 +91,9 @@ class Checker:
 
     def _client(self) -> httpx.AsyncClient:
         shown = {"Authorization": f"Bearer {self._who.key['key']}"}
-        return httpx.AsyncClient(base_url=self._address, headers=shown, timeout=ANSWER_SECONDS)
+        return httpx.AsyncClient(
+            base_url=self._address, headers=shown, timeout=ANSWER_SECONDS, verify=PLAIN
+        )
 
 
 def endless(seed: int, projects: Sequence[str], size: int) -> Iterator[list[Event]]:
