@@ -20,6 +20,8 @@ from tests.e2e.tenant import Tenant
 PIECE = 1000
 # An answer that did not come in this time is taken for lost, and the batch goes again.
 ANSWER_SECONDS = 10.0
+# Until a batch that is sent again and again is acknowledged, and until all is shown.
+PATIENCE = 120.0
 
 
 class Checker:
@@ -37,7 +39,7 @@ class Checker:
         self.retries = 0
         self.accepted_at = datetime.now(UTC)
 
-    async def send(self, batch: list[Event], patience: float = 30.0) -> bool:
+    async def send(self, batch: list[Event], patience: float = PATIENCE) -> bool:
         """Whether the batch was acknowledged in time; then it is in the books."""
         async with self._client() as http:
             try:
@@ -56,10 +58,10 @@ class Checker:
         """
         async with self._client() as http:
             while not ending.is_set():
-                await self._deliver(http, next(batches), 120.0)
+                await self._deliver(http, next(batches), PATIENCE)
                 await asyncio.sleep(pause)
 
-    async def finish(self, patience: float = 60.0) -> None:
+    async def finish(self, patience: float = PATIENCE) -> None:
         """Wait until analytics says that it shows all that was acknowledged."""
         async with self._client() as http:
             await wait_until_fresh(http, self._who.org_id, self.accepted_at, patience)
