@@ -7,8 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
@@ -20,8 +22,6 @@ from tests.e2e.edges import EdgeReceiver, forbidden, told
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "tests"
-# The kinds whose tests start no platform, in two rows of about the same length.
-SMALL = (("unit", "store", "rpc"), ("bus",))
 COVERED = "services/*,libs/common/*"
 BAR = 95
 
@@ -70,18 +70,55 @@ def passed(name: str, *command: str, aside: bool = False, **environment: str) ->
     return int(counts["passed"])
 
 
-def run_small() -> dict[str, int]:
-    """How many tests of each small kind passed; they wait more than they work: two at a time."""
+@dataclass(frozen=True)
+class Part:
+    """The tests of a kind in some places, or all but those in some places."""
 
-    def run_kinds(kinds: Sequence[str]) -> dict[str, int]:
-        command = ("coverage", "run", "-m", "pytest", "-m")
-        return {kind: passed(kind, *command, kind, aside=True) for kind in kinds}
+    name: str
+    kind: str
+    only: Sequence[str] = ()
+    but: Sequence[str] = ()
 
-    found: dict[str, int] = {}
-    with ThreadPoolExecutor(len(SMALL)) as pool:
-        for counts in pool.map(run_kinds, SMALL):
-            found |= counts
-    return found
+    def run(self, *runner: str) -> int:
+        """How many passed."""
+        chosen = (*self.only, *(f"--ignore={place}" for place in self.but))
+        return passed(self.name, *runner, "pytest", "-m", self.kind, *chosen, aside=True)
+
+
+# Side by side go rows of about the same length, whose tests wait more than they work.
+DRIVERS = ("tests/common/bus_contract", "tests/common/kafka")
+SMALL = (
+    (Part("unit", "unit"), Part("store", "store")),
+    (Part("rpc", "rpc"), Part("bus", "bus", but=DRIVERS)),
+    (Part("bus drivers", "bus", only=DRIVERS),),
+)
+FAULTS = tuple(
+    f"tests/e2e/{name}"
+    for name in ("faults", "hostile", "test_layout.py", "test_program.py", "test_start_order.py")
+)
+# It sends at a steady rate, which takes all there is.
+ALONE = ("tests/e2e/test_draining.py",)
+PLATFORMS = (
+    (Part("e2e", "e2e", but=FAULTS + ALONE),),
+    (Part("e2e faults", "e2e", only=FAULTS),),
+)
+
+
+def run_rows(rows: Sequence[Sequence[Part]], *runner: str) -> Counter[str]:
+    """How many tests of each kind passed; the parts of a row one after another.
+
+    Raises:
+        SystemExit: a part did not pass; each other row has gone on to its end.
+    """
+
+    def run_row(row: Sequence[Part]) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for part in row:
+            found[part.kind] += part.run(*runner)
+        return found
+
+    with ThreadPoolExecutor(len(rows)) as pool:
+        return sum(pool.map(run_row, rows), Counter())
 
 
 def run_apart() -> int:
@@ -144,9 +181,10 @@ def main() -> None:
     os.environ.setdefault("CI", "1")
     REPORTS.mkdir(parents=True, exist_ok=True)
     run("coverage", "erase")
-    counts = run_small()
+    counts = run_rows(SMALL, "coverage", "run", "-m")
     check_coverage()
-    counts["e2e"] = passed("e2e", "pytest", "-m", "e2e")
+    counts += run_rows(PLATFORMS)
+    counts["e2e"] += Part("e2e alone", "e2e", only=ALONE).run()
     apart = run_apart()
     run_chaos()
     told = [f"{kind} {count}" for kind, count in counts.items()]

@@ -37,6 +37,7 @@ from tests.chaos.link import HOST, Link
 from tests.chaos.load import Source
 from tests.chaos.sending import Gate, Stream, client
 from tests.chaos.tables import Tables
+from tests.common.plain import PLAIN
 from tests.common.waiting import eventually
 from tests.e2e.comparison import Grouping, differences
 from tests.e2e.own import START_PATIENCE
@@ -143,7 +144,7 @@ class Scene:
         ]
 
     async def _unready(self) -> str:
-        async with httpx.AsyncClient(timeout=_ASK_SECONDS) as http:
+        async with httpx.AsyncClient(timeout=_ASK_SECONDS, verify=PLAIN) as http:
 
             async def is_ready(address: str) -> bool:
                 try:

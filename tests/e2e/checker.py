@@ -12,6 +12,7 @@ import httpx
 
 from fleet.replay import ReplayFailed, Sender, wait_until_fresh
 from fleet.workload import Event, Workload, generate
+from tests.common.plain import PLAIN
 from tests.e2e.oracle import Oracle
 from tests.e2e.tenant import Tenant
 
@@ -19,6 +20,8 @@ from tests.e2e.tenant import Tenant
 PIECE = 1000
 # An answer that did not come in this time is taken for lost, and the batch goes again.
 ANSWER_SECONDS = 10.0
+# Until a batch that is sent again and again is acknowledged, and until all is shown.
+PATIENCE = 120.0
 
 
 class Checker:
@@ -36,7 +39,7 @@ class Checker:
         self.retries = 0
         self.accepted_at = datetime.now(UTC)
 
-    async def send(self, batch: list[Event], patience: float = 30.0) -> bool:
+    async def send(self, batch: list[Event], patience: float = PATIENCE) -> bool:
         """Whether the batch was acknowledged in time; then it is in the books."""
         async with self._client() as http:
             try:
@@ -55,10 +58,10 @@ class Checker:
         """
         async with self._client() as http:
             while not ending.is_set():
-                await self._deliver(http, next(batches), 120.0)
+                await self._deliver(http, next(batches), PATIENCE)
                 await asyncio.sleep(pause)
 
-    async def finish(self, patience: float = 60.0) -> None:
+    async def finish(self, patience: float = PATIENCE) -> None:
         """Wait until analytics says that it shows all that was acknowledged."""
         async with self._client() as http:
             await wait_until_fresh(http, self._who.org_id, self.accepted_at, patience)
@@ -90,7 +93,9 @@ class Checker:
 
     def _client(self) -> httpx.AsyncClient:
         shown = {"Authorization": f"Bearer {self._who.key['key']}"}
-        return httpx.AsyncClient(base_url=self._address, headers=shown, timeout=ANSWER_SECONDS)
+        return httpx.AsyncClient(
+            base_url=self._address, headers=shown, timeout=ANSWER_SECONDS, verify=PLAIN
+        )
 
 
 def endless(seed: int, projects: Sequence[str], size: int) -> Iterator[list[Event]]:

@@ -13,6 +13,8 @@ from fleet.ports import free_port
 from fleet.process import Platform
 
 START_PATIENCE = 240.0
+# Of many processes, where nobody asks how calls fare while one drains.
+SOON_ENDED = {"MINDWEAVE_DRAIN_DELAY": "0.5"}
 
 
 @contextmanager

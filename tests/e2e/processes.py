@@ -13,6 +13,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from fleet.process import Platform
+from tests.common.plain import PLAIN
 
 
 def pid_of(platform: Platform, name: str) -> int:
@@ -38,10 +39,15 @@ def member(platform: Platform, name: str) -> dict[str, Any]:
     return found
 
 
+def asked(process: dict[str, Any], path: str) -> httpx.Response:
+    """What a process answers at its own address."""
+    return httpx.get(f"http://{process['metrics']}{path}", timeout=5, verify=PLAIN)
+
+
 def health(process: dict[str, Any], kind: str) -> int:
     """The status of a process's own ``/health/live`` or ``/health/ready``; 0 without an answer."""
     try:
-        return httpx.get(f"http://{process['metrics']}/health/{kind}", timeout=5).status_code
+        return asked(process, f"/health/{kind}").status_code
     except httpx.TransportError:
         return 0
 
@@ -49,7 +55,7 @@ def health(process: dict[str, Any], kind: str) -> int:
 def report(process: dict[str, Any]) -> str:
     """What a process says of its parts; nothing where it does not answer."""
     try:
-        return httpx.get(f"http://{process['metrics']}/health/ready", timeout=5).text
+        return asked(process, "/health/ready").text
     except httpx.TransportError:
         return ""
 
@@ -61,10 +67,11 @@ def all_are(platform: Platform, kind: str, status: int = 200) -> bool:
 
 def metric(process: dict[str, Any], name: str, **labels: str) -> float:
     """The sum of a metric's samples that carry the labels."""
-    text = httpx.get(f"http://{process['metrics']}/metrics", timeout=5).text
+    told = asked(process, "/metrics").text.splitlines()
+    lines = "\n".join(line for line in told if line.startswith(name))
     return sum(
         sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(lines)
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     )

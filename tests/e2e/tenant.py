@@ -12,12 +12,14 @@ from uuid import uuid4
 
 import httpx
 
+from tests.common.plain import PLAIN
+
 PASSWORD = "thirteen quiet lighthouses"
 
 
 def bearer(address: str, credential: str) -> httpx.Client:
     """A client that shows a key or an access token; its connections end with it."""
-    transport = httpx.HTTPTransport()
+    transport = httpx.HTTPTransport(verify=PLAIN)
     client = httpx.Client(
         base_url=address,
         headers={"Authorization": f"Bearer {credential}"},
@@ -49,7 +51,7 @@ class User:
 def register(address: str) -> User:
     """A new user, logged in."""
     email = f"user-{secrets.token_hex(8)}@example.com"
-    with httpx.Client(base_url=address, timeout=30) as http:
+    with httpx.Client(base_url=address, timeout=30, verify=PLAIN) as http:
         body = {"email": email, "password": PASSWORD, "display_name": "Somebody"}
         user = created(http, "/auth/register", body)
         answer = http.post("/auth/login", json={"email": email, "password": PASSWORD})

@@ -25,6 +25,7 @@ from fleet.events import broker_settings
 from fleet.process import Platform
 from mindweave.account.v1.events_pb2 import OrgDeleted
 from tests.e2e.own import own_platform
+from tests.e2e.processes import metric
 from tests.e2e.tenant import Tenant, tenant
 
 pytestmark = pytest.mark.e2e
@@ -109,13 +110,7 @@ def in_projects(platform: Platform, statement: str, *arguments: object) -> Any:
 
 def measured(platform: Platform, name: str, **labels: str) -> float:
     """The sum of a metric's series with these labels, over all processes."""
-    total = 0.0
-    for process in platform.run()["processes"]:
-        for line in httpx.get(f"http://{process['metrics']}/metrics").text.splitlines():
-            wanted = (f'{key}="{value}"' for key, value in labels.items())
-            if line.startswith(f"{name}{{") and all(each in line for each in wanted):
-                total += float(line.rpartition(" ")[2])
-    return total
+    return sum(metric(process, name, **labels) for process in platform.run()["processes"])
 
 
 def test_an_event_that_fails_while_a_consumer_is_broken_takes_effect_once_it_is_replayed(

@@ -22,7 +22,7 @@ from tests.common.waiting import eventually
 from tests.e2e.checker import Checker
 from tests.e2e.comparison import Grouping, differences
 from tests.e2e.harms import HARMS
-from tests.e2e.own import own_platform
+from tests.e2e.own import SOON_ENDED, own_platform
 from tests.e2e.processes import health, member, pid_of
 from tests.e2e.raw_rows import connect, count_rows, raw_rows, row_differences, window_differences
 from tests.e2e.tenant import Tenant, tenant
@@ -147,7 +147,7 @@ async def scene(
     seed = int(os.environ.get(SEED) or secrets.randbelow(10**6))
     tell(f"\nexactness, {ROUNDS} rounds, {SEED}={seed}")
     data, options = tmp_path_factory.mktemp("exact"), ("--broker", "redis-streams")
-    with own_platform(data, layout="up", options=options) as platform:
+    with own_platform(data, SOON_ENDED, layout="up", options=options) as platform:
         who = await asyncio.to_thread(tenant, platform.address)
         database = await connect(platform.run()["database_url"])
         yield Scene(

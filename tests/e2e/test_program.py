@@ -24,6 +24,13 @@ pytestmark = pytest.mark.e2e
 MEMORY = 600 * 1024 * 1024
 
 
+@pytest.fixture(scope="module")
+def unhurt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """One for all tests that leave it as it is."""
+    with own_platform(tmp_path_factory.mktemp("program") / "data") as platform:
+        yield platform
+
+
 @pytest.fixture
 def platform(tmp_path: Path) -> Iterator[Platform]:
     with own_platform(tmp_path / "data") as platform:
@@ -40,18 +47,18 @@ def log_in(platform: Platform, email: str) -> int:
     return httpx.post(f"{platform.address}/auth/login", json=body, timeout=30).status_code
 
 
-def test_it_prints_where_it_is_and_leaves_it_in_its_folder(platform: Platform) -> None:
-    run = json.loads((platform.data / "run.json").read_text())
+def test_it_prints_where_it_is_and_leaves_it_in_its_folder(unhurt: Platform) -> None:
+    run = json.loads((unhurt.data / "run.json").read_text())
 
-    assert run["address"] == platform.address
-    assert run["pid"] == platform.process.pid
-    assert platform.address in platform.log.read_text()
+    assert run["address"] == unhurt.address
+    assert run["pid"] == unhurt.process.pid
+    assert unhurt.address in unhurt.log.read_text()
     assert {psutil.Process(pid).pid for pid in run["servers"].values()}
-    assert stat.S_IMODE(platform.data.stat().st_mode) == 0o700
+    assert stat.S_IMODE(unhurt.data.stat().st_mode) == 0o700
 
 
-def test_it_takes_no_more_memory_than_promised(platform: Platform) -> None:
-    _, proportional = platform.memory()
+def test_it_takes_no_more_memory_than_promised(unhurt: Platform) -> None:
+    _, proportional = unhurt.memory()
 
     assert proportional < MEMORY
 
@@ -71,15 +78,15 @@ def test_status_shows_every_service_and_fails_when_the_platform_is_down(
 
 
 def test_a_second_one_on_the_same_folder_is_refused_with_a_clear_line(
-    platform: Platform,
+    unhurt: Platform,
 ) -> None:
-    second = mindweave("all", "--data", str(platform.data), "--listen", f"127.0.0.1:{free_port()}")
+    second = mindweave("all", "--data", str(unhurt.data), "--listen", f"127.0.0.1:{free_port()}")
 
     assert second.returncode == 1
     assert "is in use by another mindweave" in second.stderr
-    assert str(platform.process.pid) in second.stderr
+    assert str(unhurt.process.pid) in second.stderr
     assert second.stderr.count("\n") == 1
-    assert httpx.get(f"{platform.address}/health/ready").status_code == 200
+    assert httpx.get(f"{unhurt.address}/health/ready").status_code == 200
 
 
 def test_it_stops_in_order_and_finds_its_data_again(platform: Platform) -> None:

@@ -46,8 +46,11 @@ async def test_a_broker_that_does_not_answer_is_unavailable_to_all_at_once(
 ) -> None:
     await bus.declare(topic, 1)
     await bus.publish(topic, [Outgoing(b"x")])
-    broker.process.send_signal(signal.SIGSTOP)
+    process = broker.process
+    process.send_signal(signal.SIGSTOP)
     try:
+        # Until one of its threads has taken the signal, the others go on and answer.
+        await eventually(lambda: process.status() == psutil.STATUS_STOPPED)
         async with asyncio.timeout(25):
             answers = await asyncio.gather(
                 *(bus.publish(topic, [Outgoing(b"x")]) for _ in range(20)),
@@ -57,7 +60,7 @@ async def test_a_broker_that_does_not_answer_is_unavailable_to_all_at_once(
                 return_exceptions=True,
             )
     finally:
-        broker.process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGCONT)
     assert {type(answer) for answer in answers} == {BusUnavailable}
     await eventually(lambda: published(bus, topic))
 

@@ -11,7 +11,7 @@ from fleet.embedded import Kafka, Postgres, Valkey
 from fleet.embedded.folder import start_together
 from fleet.process import Platform
 from tests.e2e.faults.watching import until, whole
-from tests.e2e.own import own_platform
+from tests.e2e.own import SOON_ENDED, own_platform
 
 SECRET = "a secret of the tests, longer than needed"
 SCALE = ("project", "gateway")
@@ -45,6 +45,7 @@ def shared(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "KAFKA_BROKERS": servers.kafka.bootstrap,
         "REDIS_CACHE_URL": servers.cache.url,
         "MINDWEAVE_SECRET": SECRET,
+        **SOON_ENDED,
     }
     options = ("--broker", "kafka", *(part for n in SCALE for part in ("--scale", f"{n}=2")))
     data = tmp_path_factory.mktemp("faults")

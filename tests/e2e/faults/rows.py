@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import httpx
 
-from tests.e2e.faults.watching import ANSWER_SECONDS
+from tests.common.plain import PLAIN
+from tests.e2e.faults.watching import ANSWER_SECONDS, is_refusal, until
 from tests.e2e.tenant import PASSWORD, Tenant, User, bearer, created, register, tenant
 
 WORKS, REFUSED = "works", "503"
@@ -51,7 +53,7 @@ def cast_of(address: str) -> Cast:
     owner = who.owner.client
     created(owner, f"/orgs/{who.org_id}/members", {"user_id": member.id, "role": "member"})
     login = {"email": who.owner.email, "password": PASSWORD}
-    session = httpx.post(f"{address}/auth/login", json=login, timeout=ANSWER_SECONDS).json()
+    session = logged_in(address, login).json()
     key = created(owner, "/auth/api-keys", {"name": "unseen", "scopes": ["events:write"]})
     found = Cast(
         address,
@@ -98,9 +100,20 @@ def rename(path: str) -> Callable[[Cast], httpx.Response]:
     return ask
 
 
+def all_refused(rows: Sequence[Row], cast: Cast) -> None:
+    """Returns once each that is to be refused is; they are asked together: some take their time."""
+    refused = [row for row in rows if row.seen == REFUSED]
+    with ThreadPoolExecutor(len(rows)) as pool:
+        list(pool.map(lambda row: until(lambda: is_refusal(row.send(cast))), refused))
+
+
+def logged_in(address: str, body: dict[str, str]) -> httpx.Response:
+    return httpx.post(f"{address}/auth/login", json=body, timeout=ANSWER_SECONDS, verify=PLAIN)
+
+
 def log_in(cast: Cast) -> httpx.Response:
     body = {"email": cast.who.owner.email, "password": PASSWORD}
-    return httpx.post(f"{cast.address}/auth/login", json=body, timeout=ANSWER_SECONDS)
+    return logged_in(cast.address, body)
 
 
 def send(cast: Cast) -> httpx.Response:

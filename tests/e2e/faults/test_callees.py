@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 import httpx
 import pytest
 
 from fleet.process import Platform
-from tests.e2e.faults.rows import REFUSED, ROWS, WORKS, Cast, Row, cast_of, get, send
+from tests.e2e.faults.rows import (
+    REFUSED,
+    ROWS,
+    WORKS,
+    Cast,
+    Row,
+    all_refused,
+    cast_of,
+    get,
+    send,
+)
 from tests.e2e.faults.watching import is_refusal, open_files, resident, together, until, whole
 from tests.e2e.processes import frozen, killed, members, metric, pid_of
 
@@ -42,8 +51,7 @@ def test_callers_answer_as_the_table_says_and_recover(
     files, memory = open_files(platform), resident(platform)
 
     with FAULTS[fault](platform, [p["name"] for p in members(platform, callee)]):
-        with ThreadPoolExecutor(len(rows)) as pool:
-            list(pool.map(lambda row: until(lambda: is_refusal(row.send(cast))), refused))
+        all_refused(rows, cast)
         for row in refused:
             until(lambda row=row: everybody_is_refused(row, cast) and breakers(platform, row))
         for row in rows:
@@ -87,6 +95,8 @@ def grown(before: dict[str, int], now: dict[str, int], by: int) -> dict[str, tup
     return {name: (before[name], count) for name, count in now.items() if count > before[name] + by}
 
 
+# Until a call that waits at the frozen one is given up: longer than its twin takes to answer.
+TWIN_SECONDS = 5.0
 FRONTS = {"gateway": get("/projects/{project}"), "usage_tracker": send}
 
 
@@ -103,6 +113,7 @@ def test_the_proxy_tells_that_nobody_is_there_to_answer(platform: Platform, serv
 @pytest.mark.parametrize("service", FRONTS)
 def test_the_proxy_leaves_a_frozen_process_for_its_twin(platform: Platform, service: str) -> None:
     cast, ask = cast_of(platform.address), FRONTS[service]
+    cast.owner.timeout = cast.who.client.timeout = TWIN_SECONDS
     with freeze(platform, serving(platform, service)[:1]):
         until(lambda: answers_everybody(lambda: ask(cast)))
 

@@ -10,6 +10,7 @@ import httpx
 import psutil
 
 from fleet.process import Platform
+from tests.common.plain import PLAIN
 from tests.e2e.processes import health, pid_of
 
 PATIENCE = 120.0
@@ -46,7 +47,7 @@ def statuses(platform: Platform, kind: str) -> dict[str, int]:
 
 def whole(platform: Platform) -> bool:
     """Whether every process and the public address say that they are ready."""
-    edge = httpx.get(f"{platform.address}/health/ready", timeout=ANSWER_SECONDS)
+    edge = httpx.get(f"{platform.address}/health/ready", timeout=ANSWER_SECONDS, verify=PLAIN)
     return edge.status_code == 200 and set(statuses(platform, "ready").values()) == {200}
 
 

@@ -19,6 +19,7 @@ from common.identity.sealing import Sealer
 from common.settings import load_settings, sealing_key
 from fleet.process import Platform
 from services.auth.store.signing_keys import SigningKeyStore
+from tests.common.plain import PLAIN
 from tests.common.waiting import eventually
 from tests.e2e.hostile.test_bodies import ORGS, bombs
 from tests.e2e.hostile.test_credentials import patiently, shown
@@ -158,8 +159,8 @@ def key_is_another(address: str, user: User) -> None:
 async def answers(platform: Platform) -> None:
     """A client that comes now is answered, and so is the next one."""
     for _ in range(5):
-        async with httpx.AsyncClient(base_url=platform.address, timeout=60) as another:
-            assert (await another.get("/health/live")).status_code == 200
+        async with httpx.AsyncClient(timeout=60, verify=PLAIN) as another:
+            assert (await another.get(f"{platform.address}/health/live")).status_code == 200
 
 
 def pss(platform: Platform) -> int:
