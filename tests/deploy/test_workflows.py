@@ -38,6 +38,7 @@ def test_a_workflow_has_no_rights_but_those_that_a_job_names(path: Path) -> None
     said = yaml.safe_load(path.read_text())
     assert said["permissions"] == {}
     assert "concurrency" in said
+    assert said["defaults"] == {"run": {"shell": "bash"}}
     assert all("permissions" in job for job in said["jobs"].values())
 
 
