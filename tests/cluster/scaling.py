@@ -25,7 +25,7 @@ def ask_for_metrics(machine: Machine) -> None:
     """Metrics of pods, by a metrics-server of our own where the cluster has none."""
     if GROUP not in run("kubectl", "api-versions").split():
         machine.load([build_metrics_server()])
-        kubectl("apply", "--filename", str(SERVER))
+        run("kubectl", "apply", "--filename", str(SERVER))
     until("metrics are there", _has_metrics)
 
 
