@@ -202,19 +202,23 @@ class Platform:
 
     def _hanging(self) -> list[psutil.Process]:
         """What it started, without the servers, which outlive it."""
-        servers = self._server_pids()
-        return [
-            child
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if not servers & {child.pid, *(parent.pid for parent in child.parents())}
-        ]
+        servers, found = self._server_pids(), []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            # Servers end some of their processes whenever they like.
+            with suppress(psutil.NoSuchProcess):
+                if not servers & {child.pid, *(parent.pid for parent in child.parents())}:
+                    found.append(child)
+        return found
 
     def processes(self) -> list[psutil.Process]:
         """Itself and every server that works in its data folder, as far as they run."""
         pids = {self.process.pid} | self._server_pids()
-        found = {pid: psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)}
-        for process in list(found.values()):
-            found |= {child.pid: child for child in process.children(recursive=True)}
+        found: dict[int, psutil.Process] = {}
+        for pid in pids:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                family = [process, *process.children(recursive=True)]
+                found |= {member.pid: member for member in family}
         return list(found.values())
 
     def _server_pids(self) -> set[int]:
