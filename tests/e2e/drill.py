@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -168,7 +169,7 @@ class Scene:
         wrong = row_differences(rows, oracle)
         wrong += await window_differences(connection, org_id, oracle)
         await connection.close()
-        wrong += await asyncio.to_thread(differences, client, org_id, oracle, GROUPINGS)
+        wrong += await self._answers(oracle)
         answer = client.get("/analytics/costs", params={"org_id": org_id, "granularity": "all"})
         cost = Decimal(answer.json()["totals"]["cost_usd"])
         names = [row[0] for row in rows]
@@ -179,6 +180,18 @@ class Scene:
             nano_dollars_off=int(abs(cost - oracle.total().cost_usd) / NANO),
             wrong=wrong,
         )
+
+    async def _answers(self, oracle: Oracle) -> list[str]:
+        """Where answers differ from the books; a 503 of a service that catches up asks again."""
+        ask = partial(differences, self._who.client, self._who.org_id, oracle, GROUPINGS)
+        give_up = monotonic() + PATIENCE
+        while True:
+            try:
+                return await asyncio.to_thread(ask)
+            except AssertionError as refused:
+                if '"status":503' not in str(refused) or monotonic() > give_up:
+                    raise
+                await asyncio.sleep(1)
 
     async def _judge_what_is_left(self, seconds: float, before: set[str]) -> Restored:
         """Everything that was accepted before the backup, and sums of just what is there."""
