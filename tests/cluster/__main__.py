@@ -70,7 +70,7 @@ def judged(made: Machine) -> dict[str, int]:
     with stage("a bad migration"):
         changes.a_bad_migration_stops_the_rollout(NEXT, BAD, made)
     with stage("a release that does not start"):
-        stopped = changes.a_release_that_does_not_start_stops_the_rollout(NEXT)
+        stopped = changes.a_release_that_does_not_start_stops_the_rollout()
         demand_no_failure(stopped, "while a release does not start")
     with stage("fewer processes after it"):
         print(f"   after {scaling.scaled_down():.0f} s", flush=True)

@@ -13,7 +13,6 @@ from tests.cluster.images import derived
 from tests.cluster.kubernetes import (
     NAMESPACE,
     RELEASE,
-    VALUES,
     deployments,
     identities,
     install,
@@ -65,7 +64,7 @@ def a_bad_migration_stops_the_rollout(good: str, bad: str, machine: Machine) -> 
     image = derived(f"mindweave/team:{bad}", f"mindweave/team:{good}", add={path: BAD_MIGRATION})
     machine.load([image])
     before = identities(deployments())
-    said = fails(*_upgrade(), "--set", f"image.tag={good}", "--set", f"services.team.tag={bad}")
+    said = fails(*_with("--set", f"services.team.tag={bad}"))
     demand("migrate-team" in said or "pre-upgrade" in said, said)
     demand(identities(deployments()) == before, "no process was replaced")
     demand(kubernetes.answers(), "the platform answers")
@@ -75,12 +74,12 @@ def a_bad_migration_stops_the_rollout(good: str, bad: str, machine: Machine) -> 
     demand(identities(deployments()) == before, "no process was replaced by the way back")
 
 
-def a_release_that_does_not_start_stops_the_rollout(tag: str) -> Calls:
+def a_release_that_does_not_start_stops_the_rollout() -> Calls:
     """A setting that team refuses: its new process ends at once, the old ones serve on."""
     before = identities(["team"])
     with under_load(kubernetes.address(), FEW) as calls:
         bad = "services.team.settings.MINDWEAVE_POOL_SIZE=none"
-        install("--set", f"image.tag={tag}", "--set-string", bad)
+        run(*_with("--set-string", bad))
         until("the new process has failed", lambda: any(_failed(pod) for pod in pods("team")))
         demand(before <= identities(["team"]), "the old processes serve on")
         back()
@@ -98,9 +97,10 @@ def _failed(pod: kubernetes.Object) -> bool:
     return any(status["restartCount"] for status in pod["status"].get("containerStatuses", []))
 
 
-def _upgrade() -> list[str]:
-    place = ["--namespace", NAMESPACE, "--values", str(VALUES)]
-    return [helm(), "upgrade", RELEASE, str(kubernetes.CHART), *place]
+def _with(*options: str) -> list[str]:
+    """The command that brings the release to what it is, and the options."""
+    place = ("--namespace", NAMESPACE, "--reset-then-reuse-values")
+    return [helm(), "upgrade", RELEASE, str(kubernetes.CHART), *place, *options]
 
 
 def uninstalled() -> None:

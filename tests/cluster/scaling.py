@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.cluster import kubernetes
 from tests.cluster.images import build_metrics_server
-from tests.cluster.kubernetes import NAMESPACE, install, kubectl, objects, wait_until_ready
+from tests.cluster.kubernetes import NAMESPACE, install, objects, wait_until_ready
 from tests.cluster.load import under_load
 from tests.cluster.machine import Machine
 from tests.cluster.running import run, until
