@@ -76,6 +76,7 @@ def judged(made: Machine) -> dict[str, int]:
         print(f"   after {scaling.scaled_down():.0f} s", flush=True)
     for node in others[:1]:
         with stage("a node is lost"):
+            losses.placed_anew()
             _, seconds = losses.node_lost(node, made)
             print(f"   no call failed after {seconds:.0f} s", flush=True)
     with stage("uninstall leaves nothing"):

@@ -50,6 +50,12 @@ def node_drained(node: str) -> Calls:
     return calls
 
 
+def placed_anew() -> None:
+    """Each pod of the services is made anew, where there is most room now."""
+    kubectl("rollout", "restart", "deployment")
+    wait_until_ready()
+
+
 def node_lost(node: str, machine: Machine) -> tuple[Calls, float]:
     """A node is gone with all that runs there.
 
@@ -62,6 +68,8 @@ def node_lost(node: str, machine: Machine) -> tuple[Calls, float]:
         machine.lose(node)
         until("it has recovered", lambda: calls.failed and _quiet(calls))
         seconds = time.monotonic() - begun - QUIET_SECONDS
+    # Nobody else says that its pods are gone.
+    kubectl("delete", "node", node)
     return calls, seconds
 
 
