@@ -121,7 +121,7 @@ release: setup ## make this tree VERSION=x.y.z, to be looked at and committed (d
 e2e: setup ## the end-to-end tests alone (MINDWEAVE_E2E_ADDRESS: against a running platform)
 	@$(RUN) pytest -m e2e
 
-e2e-cluster: setup .tools/bin/helm ## the chart on a real Kubernetes: KUBECONFIG's (LOAD, LOSE), or one that is made here (KEEP=1: and stays)
+e2e-cluster: setup .tools/bin/helm ## the chart on a real Kubernetes: KUBECONFIG's (CLUSTER, LOAD, LOSE), or one made here (KEEP=1: it stays)
 	@$(RUN) python -m tests.cluster
 
 chaos: setup ## faults under load, then one line of JSON (SEED, BROKER; ROUNDS or MINUTES: more than a short round)

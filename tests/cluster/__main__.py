@@ -11,7 +11,7 @@ from tests.cluster.kubernetes import install, nodes, wait_until_ready
 from tests.cluster.load import demand_no_failure
 from tests.cluster.machine import Machine, machine
 from tests.cluster.running import demand, stage
-from tests.e2e.edges import forbidden, told
+from tests.e2e.edges import Edge, forbidden, told
 from tests.run import REPORTS, passed
 
 # Names of the same code, so that a release can follow another.
@@ -36,24 +36,10 @@ def judged(made: Machine) -> dict[str, int]:
     with stage("images"):
         servers, built = images.build_servers(), images.build(FIRST)
         made.load([*servers, *built, *(images.named_anew(name, FIRST, NEXT) for name in built)])
-    first, *others = nodes()
-    losses.keep_servers_on(first)
-    with stage("the chart of before, then this one"), changes.previous_chart() as (revision, chart):
-        kubernetes.make_namespace(made.folders(SERVERS))
-        install("--set", f"image.tag={FIRST}", chart=chart, upgrade=False)
-        print(f"   {revision}: ready after {wait_until_ready():.0f} s", flush=True)
-        tracing.start(built[0])
-        install(*settings(FIRST))
-        print(f"   this one: ready after {wait_until_ready():.0f} s", flush=True)
-    with stage("the end-to-end tests, through the cluster's address"):
-        address = {"MINDWEAVE_E2E_ADDRESS": f"http://{kubernetes.address()}"}
-        tests = passed("e2e-cluster", "pytest", "-m", "e2e", "tests/e2e", **address)
-        seen = tracing.seen()
-        demand(seen, "calls between services are traced")
-        print(f"   {len(seen)} edges: {told(seen)}", flush=True)
-        not_allowed = forbidden(seen)
-        tracing.stop()
-    losses.open_all()
+    _, *others = nodes()
+    kubernetes.make_namespace(made.folders(SERVERS))
+    with losses.kept_from(others):
+        tests, seen = installed_and_tested(built[0])
     with stage("a rolling update at 200 requests a second"):
         rolled = changes.rolled(NEXT)
         demand_no_failure(rolled, "in a rolling update")
@@ -91,8 +77,26 @@ def judged(made: Machine) -> dict[str, int]:
         "services": len(images.services()),
         "tests": tests,
         "failed_calls": rolled.failed.total(),
-        "edges_not_allowed": len(not_allowed),
+        "edges_not_allowed": len(forbidden(seen)),
     }
+
+
+def installed_and_tested(image: str) -> tuple[int, set[Edge]]:
+    """How many end-to-end tests passed on a fleet that has seen an upgrade, and who called whom."""
+    with stage("the chart of before, then this one"), changes.previous_chart() as (revision, chart):
+        install("--set", f"image.tag={FIRST}", chart=chart, upgrade=False)
+        print(f"   {revision}: ready after {wait_until_ready():.0f} s", flush=True)
+        tracing.start(image)
+        install(*settings(FIRST))
+        print(f"   this one: ready after {wait_until_ready():.0f} s", flush=True)
+    with stage("the end-to-end tests, through the cluster's address"):
+        address = {"MINDWEAVE_E2E_ADDRESS": f"http://{kubernetes.address()}"}
+        tests = passed("e2e-cluster", "pytest", "-m", "e2e", "tests/e2e", **address)
+        seen = tracing.seen()
+        demand(seen, "calls between services are traced")
+        print(f"   {len(seen)} edges: {told(seen)}", flush=True)
+        tracing.stop()
+    return tests, seen
 
 
 def settings(tag: str) -> list[str]:

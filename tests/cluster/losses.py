@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tests.cluster import kubernetes
-from tests.cluster.kubernetes import kubectl, nodes, pods, wait_until_ready
+from tests.cluster.kubernetes import kubectl, pods, wait_until_ready
 from tests.cluster.load import under_load
 from tests.cluster.machine import Machine
 from tests.cluster.running import demand, until
@@ -17,16 +19,16 @@ KILLED = ("gateway", "usage-tracker", "usage-tracker-work", "analytics", "team")
 QUIET_SECONDS = 10.0
 
 
-def keep_servers_on(node: str) -> None:
-    """Let nothing be placed on the other nodes for now."""
-    for other in nodes():
-        kubectl("cordon" if other != node else "uncordon", other)
-
-
-def open_all() -> None:
-    """Let pods be placed on every node."""
-    for node in nodes():
-        kubectl("uncordon", node)
+@contextmanager
+def kept_from(others: Sequence[str]) -> Iterator[None]:
+    """Let nothing be placed on these nodes while the block runs."""
+    try:
+        for node in others:
+            kubectl("cordon", node)
+        yield
+    finally:
+        for node in others:
+            kubectl("uncordon", node)
 
 
 def pods_killed() -> Calls:
@@ -42,11 +44,10 @@ def pods_killed() -> Calls:
 
 def node_drained(node: str) -> Calls:
     """All of a node's pods leave in order, as the disruption budgets let them; then it is back."""
-    with under_load(kubernetes.address()) as calls:
+    with under_load(kubernetes.address()) as calls, kept_from([node]):
         kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force")
         wait_until_ready()
-        kubectl("uncordon", node)
-    demand(not _on(node), "nothing was left there")
+        demand(not _on(node), "nothing was left there")
     return calls
 
 

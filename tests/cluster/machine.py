@@ -49,7 +49,18 @@ class Given(Machine):
     """
 
     def __init__(self) -> None:
+        """Make it known.
+
+        Raises:
+            SystemExit: nobody has said that this cluster may be broken.
+        """
         self.loses = "LOSE" in os.environ
+        context = run("kubectl", "config", "current-context").strip()
+        if os.environ.get("CLUSTER") != context:
+            raise SystemExit(
+                f"This drains and loses nodes of the cluster {context!r}, whoever has pods there: "
+                f"say CLUSTER={context} where that may be."
+            )
 
     def load(self, images: Sequence[str]) -> None:
         if "LOAD" in os.environ:
@@ -66,12 +77,15 @@ class Made(Machine):
     """Two nodes on this machine."""
 
     def __init__(self) -> None:
+        self._data = Path(mkdtemp(prefix="mindweave-volumes-"))
+
+    def begin(self) -> None:
+        """Make it; whatever of it was made is taken away by ``end``."""
         run(str(MAKER), "up", patience=3600)
         run(str(MAKER), "node2")
         for line in run(str(MAKER), "env").removeprefix("export ").split():
             name, _, value = line.partition("=")
             os.environ[name] = value.replace("$PATH", os.environ["PATH"])
-        self._data = Path(mkdtemp(prefix="mindweave-volumes-"))
 
     def load(self, images: Sequence[str]) -> None:
         run(str(MAKER), "load", *images)
@@ -124,6 +138,7 @@ def machine() -> Iterator[Machine]:
         raise SystemExit("KUBECONFIG names no cluster; see CONTRIBUTING.md")
     made = Made()
     try:
+        made.begin()
         yield made
     finally:
         if not os.environ.get("KEEP"):
