@@ -45,7 +45,7 @@ def test_every_action_is_one_commit_that_says_its_version(path: Path) -> None:
 def test_a_workflow_has_no_rights_but_those_that_a_job_names(path: Path) -> None:
     said = yaml.safe_load(path.read_text())
     assert said["permissions"] == {}
-    assert "concurrency" in said
+    assert "${{ github.ref" in said["concurrency"]["group"]
     assert said["defaults"] == {"run": {"shell": "bash"}}
     assert all("permissions" in job for job in said["jobs"].values())
 
