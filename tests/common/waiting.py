@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 
 PATIENCE = 60.0
+# At most: beyond it what takes long is a finding, however busy the machine is.
+_LONGER = 4.0
+
+
+def while_busy(seconds: float) -> float:
+    """The limit that holds on idle cores, up to four times longer by how many ask for each core."""
+    waiting = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return seconds * min(max(waiting, 1.0), _LONGER)
 
 
 async def eventually(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.background import Role
 from fleet.services import SERVICES
 from tests.deploy.programs import program
 from tests.deploy.written import (
@@ -88,9 +89,10 @@ def test_an_alert_says_how_urgent_it_is_and_what_has_happened(alert: Rule) -> No
         assert re.search(rf"\b{label}\b", written_out(alert.expr)), label
 
 
-def test_a_service_is_missed_without_being_named() -> None:
+def test_every_service_is_missed_wherever_it_is_not() -> None:
     (down,) = (alert for alert in alerts() if alert.name == "ServiceDown")
-    assert not any(re.search(rf"\b{name}\b", down.expr) for name in SERVICES)
+    missed = re.findall(r'or absent\(mindweave_ready\{service="(\w+)", role="(\w+)"\}\)', down.expr)
+    assert missed == [(service, role.value) for service in SERVICES for role in Role]
 
 
 def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:
