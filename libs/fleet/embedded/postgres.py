@@ -16,7 +16,7 @@ from urllib.parse import quote
 from fleet.embedded.daemon import Daemon, DidNotStart, fits_a_socket, server_environment
 from fleet.ports import HOST, free_port
 
-_VERSION = "18"
+VERSION = "18"
 _PORT = 5432
 SUPERUSER = "postgres"
 # PostgreSQL does not run as root; this user is on every Unix.
@@ -84,9 +84,9 @@ class Postgres(Daemon):
         version = self.folder / "PG_VERSION"
         if version.exists():
             found = version.read_text().strip()
-            if found != _VERSION:
+            if found != VERSION:
                 raise DidNotStart(
-                    f"{self.folder} was made by PostgreSQL {found}, this is {_VERSION}"
+                    f"{self.folder} was made by PostgreSQL {found}, this is {VERSION}"
                 )
             return
         unfinished = self.folder.with_name("postgres.new")
@@ -189,7 +189,7 @@ def binaries() -> Path:
             "The embedded PostgreSQL is not installed: install mindweave[embedded], "
             "or set DATABASE_URL and REDIS_URL."
         )
-    return Path(found.origin).parent / f"pginstall{_VERSION}" / "bin"
+    return Path(found.origin).parent / f"pginstall{VERSION}" / "bin"
 
 
 def unprivileged() -> list[str]:
