@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,7 @@ import pytest
 import redis.asyncio
 
 from common.database import Database
-from common.errors import NotReady
+from common.errors import NotReady, Unavailable
 from common.events.bus import Bus, Outgoing, Record
 from common.events.drivers import bus_for
 from common.events.envelope import Envelope, pack, unpack
@@ -27,6 +28,7 @@ from common.settings import Settings
 from common.testing import silent_telemetry
 from fleet.backup import BackupFailed
 from fleet.backup.folder import BackupFolder, Manifest, fingerprint, name_of
+from fleet.backup.reading import read_up_to
 from fleet.backup.rejoining import rejoin, rejoin_given
 from services.analytics.consumer import TOPIC as WINDOWS
 from services.analytics.domain.windows import Windows
@@ -288,6 +290,27 @@ async def test_windows_with_a_gap_before_them_are_refused(
         await connection.execute("UPDATE offsets SET token = '1-1'")
     with pytest.raises(BackupFailed, match="the backup has no record 1-1"):
         await told(settings, sent.backup(tmp_path / "backup", settings))
+
+
+async def test_an_empty_answer_of_the_broker_is_not_taken_for_the_end(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = Sent()
+    await sent.publish(bus)
+    fetch, asked = bus.fetch, count()
+
+    async def hesitant(*args: Any, **given: Any) -> list[Record]:
+        return [] if next(asked) % 2 == 0 else (await fetch(*args, **given))[:1]
+
+    monkeypatch.setattr(bus, "fetch", hesitant)
+    end = await bus.end(WINDOWS, PART)
+    found = [r.token async for some in read_up_to(end, bus, WINDOWS, PART, None) for r in some]
+    assert found == sent.tokens
+    monkeypatch.setattr("fleet.backup.reading._PATIENCE", 0.1)
+    monkeypatch.setattr(bus, "fetch", fetch)
+    with pytest.raises(Unavailable, match="keeps its last records back"):
+        async for _ in read_up_to("9-9", bus, WINDOWS, PART, sent.tokens[-1]):
+            pass
 
 
 async def test_databases_of_another_number_of_partitions_are_refused_whatever_is_accepted(
