@@ -14,7 +14,7 @@ import typer
 
 from fleet import events
 from fleet.services import SERVICES
-from fleet.start import begin, told_in_a_line
+from fleet.start import begin, end_in_order, told_in_a_line
 
 app = typer.Typer(
     name="mindweave",
@@ -182,8 +182,10 @@ def restore(
 ) -> None:
     """Put a backup into --data, which has the secret and no PostgreSQL, and join it to the broker.
 
-    What was accepted since is counted again, as far as the broker has it.
+    What was accepted since is counted again, as far as the broker has it. Ended in the middle, it
+    is run again; until then nothing else opens --data.
     """
+    end_in_order()
     with told_in_a_line():
         from fleet.backup.restoring import restore as put_back
 
@@ -198,7 +200,11 @@ def rejoin(
     data: Data = DEFAULT_DATA,
     accept_loss: AcceptLoss = False,
 ) -> None:
-    """Join databases that were restored by other means to the broker; no service may run."""
+    """Join databases that were restored by other means to the broker; no service may run.
+
+    It holds every partition meanwhile; ended in the middle, it is run again.
+    """
+    end_in_order()
     with told_in_a_line():
         from fleet.backup.rejoining import rejoin_given
 
@@ -228,6 +234,7 @@ def rotate_secret(data: Data = DEFAULT_DATA) -> None:
 
     In the second case MINDWEAVE_NEW_SECRET is the next one. Passwords of databases change with it.
     """
+    end_in_order()
     with told_in_a_line():
         from fleet.secret import rotate_secret as rotate
 

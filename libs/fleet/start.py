@@ -22,10 +22,15 @@ def begin() -> None:
     """Before anything large is imported: what runs for long starts sooner without a collector."""
     gc.disable()
     # Until what runs takes signals itself, what was started by then is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    end_in_order(0)
     # gRPC's own lines are no JSON; what matters of them our interceptors log.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     _keep_freed_memory()
+
+
+def end_in_order(code: int = 128 + signal.SIGTERM) -> None:
+    """From here on SIGTERM ends the program with what it has started, and with this exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
 
 
 def _keep_freed_memory() -> None:
@@ -61,13 +66,14 @@ def _known() -> tuple[type[Exception], ...]:
     from common.settings import SettingsError
     from fleet.backup import BackupFailed
     from fleet.embedded import DidNotStart, InUse
-    from fleet.embedded.folder import OtherBroker
+    from fleet.embedded.folder import HalfRestored, OtherBroker
     from fleet.services import UnknownRole, UnknownService
     from fleet.status import NotRunning
 
     return (
         BackupFailed,
         DidNotStart,
+        HalfRestored,
         InUse,
         MigrationFailed,
         MigrationRefused,

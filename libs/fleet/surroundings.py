@@ -75,14 +75,21 @@ def surroundings(data: Path, broker: str | None = None, **given: Any) -> Iterato
 
     Raises:
         InUse: another process holds the folder.
+        HalfRestored: a restore of it was broken off.
         OtherBroker: the folder's data belongs to the other broker.
         SettingsError: a setting is wrong.
         DidNotStart: an embedded server did not come up.
     """
-    with (
-        closing(DataFolder(data)) as folder,
-        _started(_configure(folder, broker, **given)) as found,
-    ):
+    with closing(DataFolder(data)) as folder, started_in(folder, broker, **given) as found:
+        yield found
+
+
+@contextmanager
+def started_in(
+    folder: DataFolder, broker: str | None = None, **given: Any
+) -> Iterator[Surroundings]:
+    """As ``surroundings``, in a folder that the caller holds."""
+    with _started(_configure(folder, broker, **given)) as found:
         yield found
 
 
@@ -92,6 +99,7 @@ def own_database(data: Path) -> Iterator[Settings]:
 
     Raises:
         InUse: another process holds the folder.
+        HalfRestored: a restore of it was broken off.
         SettingsError: a setting is wrong.
         DidNotStart: PostgreSQL did not come up.
     """

@@ -15,7 +15,15 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
-from common.events.bus import BACKUPS, BusFull, BusUnavailable, OffsetLost, Outgoing, Record
+from common.events.bus import (
+    BACKUPS,
+    LEDGER_TOPIC,
+    BusFull,
+    BusUnavailable,
+    OffsetLost,
+    Outgoing,
+    Record,
+)
 from common.events.delivery import Delivery
 from common.events.redis_streams import RedisStreamsBus
 from common.testing import silent_telemetry
@@ -392,6 +400,21 @@ async def test_what_backups_need_goes_before_the_server_has_no_memory(
     await bus.commit(topic, 0, "ledger", first[-1])
     second = await bus.publish(topic, [Outgoing(bytes(100 * KILOBYTE), partition=0)])
     assert await kept(bus, topic) == second
+
+
+@pytest.mark.usefixtures("little_memory")
+async def test_what_backups_need_goes_for_a_publisher_that_knows_another_topic_alone(
+    broker: RedisStreams, bus: RedisStreamsBus, topic: str
+) -> None:
+    await bus.declare(LEDGER_TOPIC, 1, ["ledger"])
+    tokens = await fill(bus, LEDGER_TOPIC)
+    await bus.declare(LEDGER_TOPIC, 1, [BACKUPS])
+    await bus.commit(LEDGER_TOPIC, 0, "ledger", tokens[-1])
+    other = RedisStreamsBus(broker.address, telemetry=silent_telemetry())
+    await other.declare(topic, 1, ["readers"])
+    await other.publish(topic, [Outgoing(bytes(100 * KILOBYTE))])
+    assert await kept(bus, LEDGER_TOPIC) == []
+    await other.stop()
 
 
 async def test_a_group_that_is_forgotten_keeps_nothing(

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, STDOUT
@@ -111,6 +112,7 @@ class Scene:
             await eventually(lambda: self._sent >= 2 * third + third // 2, PATIENCE)
             self._platform.kill_everything()
             shutil.rmtree(self._platform.data / "postgres")
+            await self._break_off()
             seconds = await self._command("restore", str(self._backup))
             await self._start()
         await self._all_is_counted()
@@ -125,6 +127,25 @@ class Scene:
         without_anything = await self._judge_what_is_left(seconds, before)
         accepted = len(self._oracle.events)
         return Report(accepted, len(before), took, without_database, without_anything)
+
+    async def _break_off(self) -> None:
+        """End restores once the copy is there, in order and not: neither leaves one that starts."""
+        data = self._platform.data
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            process = await self._begun("restore", str(self._backup))
+            await eventually((data / "postgres").exists, PATIENCE)
+            process.send_signal(ending)
+            output, _ = await process.communicate()
+            assert process.returncode not in (0, None), output.decode()
+            killed = ending is signal.SIGKILL
+            found = [(data / name).exists() for name in ("postgres", "restoring")]
+            assert found == [killed, killed], output.decode()
+            if not killed:
+                assert not (data / "postgres.pid").exists()
+        for layout in ("all", "up"):
+            process = await self._begun(layout)
+            output, _ = await process.communicate()
+            assert (process.returncode, b"is half restored" in output) == (1, True), output.decode()
 
     async def _send(self, batches: list[list[Event]], until_backed_up: int) -> None:
         for number, batch in enumerate(batches):
@@ -153,14 +174,17 @@ class Scene:
     async def _command(self, *words: str) -> float:
         """Run a command of the program on the platform's folder; its seconds."""
         begun = monotonic()
-        process = await asyncio.create_subprocess_exec(
+        process = await self._begun(*words)
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()
+        return round(monotonic() - begun, 1)
+
+    async def _begun(self, *words: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "fleet", *words, "--data", str(self._platform.data)),
             stdout=PIPE,
             stderr=STDOUT,
         )
-        output, _ = await process.communicate()
-        assert process.returncode == 0, output.decode()
-        return round(monotonic() - begun, 1)
 
     async def _judge(self, seconds: float, oracle: Oracle) -> Restored:
         org_id, client = self._who.org_id, self._who.client
@@ -218,7 +242,8 @@ def main() -> None:
         report = asyncio.run(drill(Path(root), TRACE, given.layout, options))
     sys.stdout.write(json.dumps(asdict(report)) + "\n")
     every = (report.without_database, report.without_anything)
-    sys.exit(bool(report.without_database.lost or any(found.wrong for found in every)))
+    wrong = any(found.wrong or found.doubled or found.nano_dollars_off for found in every)
+    sys.exit(bool(report.without_database.lost or wrong))
 
 
 if __name__ == "__main__":

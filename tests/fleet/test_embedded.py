@@ -71,6 +71,21 @@ async def test_postgres_lets_nobody_in_without_its_password(folder: DataFolder) 
         await asyncpg.connect(server.admin_dsn.replace(folder.password("postgres"), "guess"))
 
 
+def test_postgres_that_outlived_a_parent_which_had_not_noted_it_is_found(
+    folder: DataFolder,
+) -> None:
+    server = folder.postgres()
+    server.start()
+    assert server.pid is not None
+    stray = psutil.Process(server.pid)
+    (folder.path / "postgres.pid").unlink()
+    again = folder.postgres()
+    again.stop()
+    assert stray.is_running()
+    again.end_strays()
+    assert not stray.is_running() or stray.status() == psutil.STATUS_ZOMBIE
+
+
 async def test_a_server_that_outlived_its_parent_is_adopted(folder: DataFolder) -> None:
     left_behind = [folder.postgres(), folder.broker()]
     start_together(left_behind)

@@ -6,12 +6,14 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from common.clock import SystemClock
 from common.database import Database
+from common.database.connection import connect
 from common.errors import NotReady
 from common.identity.sealing import SealBroken
 from common.settings import Settings, SettingsError
@@ -51,6 +53,15 @@ async def kids(settings: Settings) -> list[str]:
         await db.close()
 
 
+async def beside(settings: Settings, rotate: Callable[[], None]) -> None:
+    """While somebody is connected to the database of auth."""
+    connection = await connect(settings.owner_dsn("auth"), "auth")
+    try:
+        await asyncio.to_thread(rotate)
+    finally:
+        await connection.close()
+
+
 def seen(opened: Callable[[], AbstractContextManager[Settings]]) -> list[str]:
     with opened() as settings:
         return asyncio.run(kids(settings))
@@ -62,8 +73,11 @@ def test_the_secret_of_a_data_folder_is_replaced_and_sessions_go_on(tmp_path: Pa
     old = (data / "secret").read_text()
     shutil.copy(data / "secret", tmp_path / "old")
 
+    # Of a disk that was full.
+    (data / "secret.new").touch()
     rotate_secret(data, print)
     assert (data / "secret").read_text() != old
+    assert len((data / "secret").read_text()) >= 32
     assert seen(lambda: own_database(data)) == before
     # Broken off after the database was changed: it knows that it is done.
     (data / "secret").rename(data / "secret.new")
@@ -91,6 +105,10 @@ def test_the_secret_of_given_servers_is_the_one_that_is_named(
             with pytest.raises(SettingsError, match="MINDWEAVE_NEW_SECRET"):
                 rotate_secret(tmp_path, told.append)
             monkeypatch.setenv("MINDWEAVE_NEW_SECRET", "n" * 32)
+            with pytest.raises(NotReady, match="1 sessions"):
+                asyncio.run(beside(old, partial(rotate_secret, tmp_path, told.append)))
+            assert asyncio.run(kids(old)) == before
+            rotate_secret(tmp_path, told.append)
             rotate_secret(tmp_path, told.append)
             with pytest.raises(SealBroken):
                 asyncio.run(kids(old))
@@ -98,4 +116,5 @@ def test_the_secret_of_given_servers_is_the_one_that_is_named(
             assert asyncio.run(kids(new)) == before
         finally:
             server.stop()
-    assert ["mindweave migrate" in line for line in told] == [True]
+    assert ["mindweave migrate" in line for line in told] == [True, False, True]
+    assert "done already" in told[1]

@@ -24,6 +24,8 @@ RETRY = ".retry"
 SETTLED = "dead-letters.settled"
 # Whom the broker keeps records of the ledger for until the next backup, as long as it has room.
 BACKUPS = "backups"
+# What the ledger counts: after a restore it is counted again.
+LEDGER_TOPIC = "usage.events"
 _PROOF = "@"
 
 

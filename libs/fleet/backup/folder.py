@@ -74,6 +74,8 @@ class BackupFolder:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(self.path.iterdir()):
             raise BackupFailed(f"{self.path} is not empty: give a folder of its own to each backup")
+        # One that was there already is as open as whoever made it has left it.
+        self.path.chmod(0o700)
         self._records.mkdir(mode=0o700)
 
     def manifest(self) -> Manifest:
@@ -108,11 +110,14 @@ class BackupFolder:
         return Writer(self._file(topic, partition))
 
     def records(self, topic: str, partition: int) -> Iterator[Kept]:
-        """What was recorded of a partition, in order.
+        """What was recorded of a partition, in order; nothing of one that was not there.
 
         Raises:
             BackupFailed: the file is not whole.
         """
+        recorded = self.manifest().records.get(name_of(topic, partition))
+        if recorded is None:
+            return
         found = 0
         with self._file(topic, partition).open("rb") as file:
             while length := file.read(_LENGTH):
@@ -122,8 +127,12 @@ class BackupFolder:
                     break
                 found += 1
                 yield _decode(data)
-        if found != self.manifest().records[name_of(topic, partition)]:
+        if found != recorded:
             raise BackupFailed(f"{self._file(topic, partition)} is not whole")
+
+    def is_first(self, topic: str, partition: int) -> bool:
+        """Whether the recording began before the ledger had a place in the partition."""
+        return self.manifest().starts.get(name_of(topic, partition)) is None
 
     def beyond(self, topic: str, partition: int, place: str | None) -> Iterator[Kept]:
         """Those of the records that are behind a place of the ledger.

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from fleet.backup.folder import BackupFailed
 from fleet.embedded.daemon import DidNotStart, server_environment
+from fleet.embedded.folder import sync_folder
 from fleet.embedded.postgres import UNPRIVILEGED, binaries
 
 _LINES = 5
@@ -32,18 +33,38 @@ async def copy_of(dsn: str, folder: Path) -> None:
     Raises:
         BackupFailed: the server refused, or what was copied is not whole.
     """
-    parts = urlsplit(dsn)
-    user, _, host = parts.netloc.rpartition("@")
-    name, _, password = user.partition(":")
-    shown = urlunsplit(parts._replace(netloc=f"{name}@{host}"))
+    shown, password = without_password(dsn)
     await _run(
         "pg_basebackup",
         *(f"--dbname={shown}", f"--pgdata={folder}", "--no-password"),
         *("--checkpoint=fast", "--wal-method=stream"),
         "--manifest-checksums=sha256",
-        told={"PGPASSWORD": unquote(password)},
+        told={"PGPASSWORD": password},
     )
     await verify(folder)
+
+
+def without_password(dsn: str) -> tuple[str, str]:
+    """What everybody may see of a DSN, and its password, which no argument of a program may hold.
+
+    Raises:
+        BackupFailed: it holds the password of a certificate, too.
+    """
+    parts = urlsplit(dsn)
+    user, _, host = parts.netloc.rpartition("@")
+    name, _, quoted = user.partition(":")
+    password = unquote(quoted)
+    shown = []
+    for pair in filter(None, parts.query.split("&")):
+        key, _, value = pair.partition("=")
+        if unquote(key) == "sslpassword":
+            raise BackupFailed("DATABASE_URL: sslpassword is not kept secret here: use another key")
+        if unquote(key) == "password":
+            password = unquote(value)
+        else:
+            shown.append(pair)
+    query = "&".join(shown)
+    return urlunsplit(parts._replace(netloc=f"{name}@{host}", query=query)), password
 
 
 async def verify(folder: Path) -> None:
@@ -90,13 +111,7 @@ def _differences(folder: Path) -> tuple[list[str], dict[str, Any]]:
 
 
 def put_in_place(copy: Path, folder: Path) -> None:
-    """Make a copy the data directory of an embedded server.
-
-    Raises:
-        BackupFailed: there is one.
-    """
-    if folder.exists():
-        raise BackupFailed(f"{folder} is there: move it away first")
+    """Make a copy the data directory of an embedded server, which has none; on the disk then."""
     unfinished = folder.with_name(f"{folder.name}.restored")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(copy, unfinished, symlinks=True)
@@ -107,6 +122,7 @@ def put_in_place(copy: Path, folder: Path) -> None:
             os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
     os.sync()
     unfinished.rename(folder)
+    sync_folder(folder.parent)
 
 
 async def _run(name: str, *arguments: str, told: Mapping[str, str] | None = None) -> None:

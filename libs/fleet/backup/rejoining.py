@@ -9,8 +9,9 @@ So analytics is brought up to the restored ledger here, and what lies in the bro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -18,19 +19,22 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from common.errors import NotReady
-from common.events.bus import Bus, OffsetLost, Outgoing, Record, TopicUnknown
+from common.events.bus import Bus, OffsetLost, Outgoing, TopicUnknown
 from common.events.envelope import unpack
-from common.events.ledger import LEASE, Places, Stored
+from common.events.ledger import LEASE, Fenced, Places, Stored
 from common.settings import Settings
 from common.telemetry import configure_logs
+from fleet.backup.fitting import require_fit, require_same_broker
 from fleet.backup.folder import BackupFailed, BackupFolder, Kept, name_of
 from fleet.backup.ledger import READERS, Ledger, is_read, opened, told
+from fleet.backup.reading import read_up_to
 from fleet.partitions import ledger_settings
 from services.analytics.consumer import TOPIC as WINDOWS
 from services.analytics.domain.windows import Windows
 from services.analytics.store import RollupStore
+from services.usage_tracker.domain.layout import State
 from services.usage_tracker.domain.records import EVENTS_TOPIC as EVENTS
-from services.usage_tracker.store import UsageStore
+from services.usage_tracker.store import BlockStore, LayoutStore, UsageStore
 
 _MOST = 200
 _LOOK_SECONDS = 0.5
@@ -52,29 +56,15 @@ def rejoin_given(
     Raises:
         NotRunning: no servers are named.
         NotReady: services run.
-        BackupFailed: the databases and the broker do not fit.
+        BackupFailed: the databases, the broker and the backup do not fit.
     """
     configure_logs("warning")
     settings = ledger_settings(data)
     backup = BackupFolder(path) if path is not None else None
-    asyncio.run(_rejoin_alone(settings, backup, accept_loss, tell))
-
-
-async def _rejoin_alone(
-    settings: Settings,
-    backup: BackupFolder | None,
-    accept_loss: bool,
-    tell: Callable[[str], None],
-) -> None:
-    async with opened(settings) as ledger:
-        now = asyncio.get_running_loop().time
-        give_up = now() + 2 * LEASE
-        # Leases in a copy that is seconds old are over soon, those of workers are renewed.
-        while await ledger.events.owned() or await ledger.windows.owned():
-            if now() > give_up:
-                raise NotReady("usage_tracker or analytics runs: end all services first")
-            await asyncio.sleep(_LOOK_SECONDS)
-    await rejoin(settings, backup, accept_loss=accept_loss, tell=tell)
+    if backup is not None:
+        require_fit(backup.manifest(), settings, f"{data}/secret")
+        require_same_broker(backup.manifest(), settings)
+    asyncio.run(rejoin(settings, backup, accept_loss=accept_loss, tell=tell))
 
 
 async def rejoin(
@@ -84,25 +74,99 @@ async def rejoin(
     accept_loss: bool,
     tell: Callable[[str], None],
 ) -> None:
-    """As ``rejoin_given``, where nothing runs. It may be run again."""
+    """As ``rejoin_given``. It may be run again, and must be where it was ended while it wrote."""
     async with opened(settings) as ledger:
-        numbers = await UsageStore(ledger.tracker).last_numbers()
-        await _require_older(ledger, numbers)
-        gone = await _gone(ledger.bus, ledger.events)
-        if gone and not accept_loss:
-            raise BackupFailed(
-                f"{'; '.join(gone.values())}: --accept-loss counts what the backup has recorded,"
-                " and then what the broker has"
-            )
+        partitions = await _partitions(ledger, backup)
+        held = await _hold(ledger, partitions, settings.windows_partitions)
+        try:
+            numbers = await UsageStore(ledger.tracker).last_numbers()
+            await _require_older(ledger, numbers)
+            if backup is None and (lost := await _gone(ledger.bus, ledger.windows)):
+                raise BackupFailed(
+                    f"{'; '.join(lost.values())}, and no backup is given that has recorded it"
+                )
+            gone = await _gone(ledger.bus, ledger.events)
+            if gone and not accept_loss:
+                raise BackupFailed(
+                    f"{'; '.join(gone.values())}: --accept-loss counts what the backup has"
+                    " recorded, and then what the broker has"
+                )
+        except BaseException:
+            await held.release(ledger)
+            raise
         absent = await _declare(ledger.bus, backup)
-        for part in gone:
-            count = await _count_again(ledger, backup, part)
-            tell(f"{gone[part]}; {count} records of the backup were published again")
-        for part in range(settings.windows_partitions):
-            count = await _bring_up(ledger, backup, part, numbers)
-            tell(f"{name_of(WINDOWS, part)}: {count} deltas were applied")
+        try:
+            passed = {}
+            for part, epoch in held.windows.items():
+                count, passed[part] = await _bring_up(ledger, backup, part, epoch, numbers)
+                tell(f"{name_of(WINDOWS, part)}: {count} deltas were applied")
+            await _require_all_sent(ledger)
+            for part, why in gone.items():
+                count = await _count_again(ledger, backup, part, held.events[part])
+                tell(f"{why}; {count} records of the backup were published again")
+            for part, place in passed.items():
+                await ledger.windows.put(part, held.windows[part], place)
+        except Fenced as error:
+            raise BackupFailed(f"{error}: another `mindweave rejoin` runs") from error
         count = await _tell_again(ledger.bus, backup, absent)
         tell(f"{count} records of other topics were published again")
+        await held.release(ledger)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Our epochs of the partitions of both topics."""
+
+    events: Mapping[int, int]
+    windows: Mapping[int, int]
+
+    async def release(self, ledger: Ledger) -> None:
+        await ledger.events.release(self.events)
+        await ledger.windows.release(self.windows)
+
+
+async def _partitions(ledger: Ledger, backup: BackupFolder | None) -> int:
+    """The ledger's own number of partitions of ``usage.events``, which is the broker's, too.
+
+    Raises:
+        BackupFailed: it is not, or is being changed.
+    """
+    layout = await LayoutStore(ledger.tracker).read()
+    if layout is None:
+        return max(await ledger.events.read(), default=-1) + 1
+    if layout.state is not State.OPEN:
+        raise BackupFailed("the databases are of a moment at which partitions were changed")
+    there: dict[str, int | None] = {}
+    if backup is not None:
+        there["the backup"] = backup.manifest().topics.get(EVENTS)
+    with suppress(TopicUnknown):
+        there["the broker"] = await ledger.bus.partitions(EVENTS)
+    for where, count in there.items():
+        if count not in (None, layout.partitions):
+            raise BackupFailed(
+                f"{EVENTS} has {count} partitions in {where} and {layout.partitions} in the"
+                " databases: restore what was backed up after `mindweave partitions`"
+            )
+    return layout.partitions
+
+
+async def _hold(ledger: Ledger, events: int, windows: int) -> Held:
+    """Keep every worker from the partitions, those that start meanwhile as well.
+
+    Raises:
+        NotReady: workers run.
+    """
+    now = asyncio.get_running_loop().time
+    give_up = now() + 2 * LEASE
+    # Leases in a copy that is seconds old are over soon, those of workers are renewed.
+    while True:
+        if (first := await ledger.events.hold(events)) is not None:
+            if (second := await ledger.windows.hold(windows)) is not None:
+                return Held(first, second)
+            await ledger.events.release(first)
+        if now() > give_up:
+            raise NotReady("usage_tracker or analytics runs: end all services first")
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _require_older(ledger: Ledger, numbers: Mapping[int, int]) -> None:
@@ -116,6 +180,22 @@ async def _require_older(ledger: Ledger, numbers: Mapping[int, int]) -> None:
             raise BackupFailed(
                 f"analytics has applied delta {number} of part {source}, and usage_tracker has"
                 f" {numbers.get(source, 0)}: restore analytics to that moment or an earlier one"
+            )
+
+
+async def _require_all_sent(ledger: Ledger) -> None:
+    """See that analytics has applied what the ledger has sent and will not send again.
+
+    Raises:
+        BackupFailed: it has not.
+    """
+    applied = await RollupStore(ledger.analytics).applied()
+    for source, number in (await BlockStore(ledger.tracker).sent()).items():
+        if applied.get(source, 0) < number:
+            raise BackupFailed(
+                f"usage_tracker has sent delta {number} of part {source}, and analytics comes to"
+                f" {applied.get(source, 0)}: neither the broker nor a backup that was given has"
+                " what is between; restore analytics to a later moment"
             )
 
 
@@ -156,7 +236,7 @@ async def _declare(bus: Bus, backup: BackupFolder | None) -> list[str]:
     return absent
 
 
-async def _count_again(ledger: Ledger, backup: BackupFolder | None, part: int) -> int:
+async def _count_again(ledger: Ledger, backup: BackupFolder | None, part: int, epoch: int) -> int:
     """Publish what the backup has recorded, and have all that is there counted; repeats are known.
 
     Returns:
@@ -165,45 +245,48 @@ async def _count_again(ledger: Ledger, backup: BackupFolder | None, part: int) -
     place = (await ledger.events.read())[part].place
     kept = backup.beyond(EVENTS, part, place) if backup is not None else ()
     count = await _publish(ledger.bus, EVENTS, part, kept)
-    await ledger.events.put(part, Stored(None, None))
+    await ledger.events.put(part, epoch, Stored(None, None))
     return count
 
 
 async def _bring_up(
-    ledger: Ledger, backup: BackupFolder | None, part: int, numbers: Mapping[int, int]
-) -> int:
-    """Apply windows up to the ledger's own numbers, and pass over the rest.
+    ledger: Ledger,
+    backup: BackupFolder | None,
+    part: int,
+    epoch: int,
+    numbers: Mapping[int, int],
+) -> tuple[int, Stored]:
+    """Apply windows up to the ledger's own numbers, from where analytics is and without a gap.
 
     Returns:
-        Deltas that were applied.
+        Deltas that were applied, and the place behind all that is in the broker.
     """
     bus, store = ledger.bus, RollupStore(ledger.analytics)
     stored = (await ledger.windows.read()).get(part, Stored(None, None))
     why = await _why_not(bus, WINDOWS, part, stored)
-    if why and backup is None:
-        raise BackupFailed(f"{why}, and no backup is given that has recorded it")
     count = 0
 
     async def apply(values: Sequence[bytes]) -> int:
         records = [_deltas(value) for value in values]
         async with ledger.analytics.session() as connection, connection.transaction():
+            await ledger.windows.check(connection, part, epoch)
             appended = await store.append(connection, part, records, numbers)
         store.remember(appended)
         return appended.rows
 
-    if backup is not None:
-        for kept in _in_groups(backup.records(WINDOWS, part)):
+    # A place before the first record tells of no broker: it may be another one by now.
+    if backup is not None and (why or (stored.place is None and backup.is_first(WINDOWS, part))):
+        for kept in _in_groups(backup.beyond(WINDOWS, part, stored.place)):
             count += await apply([record.value for record in kept])
-    end = await bus.end(WINDOWS, part)
-    if not why:
-        async for records in _read(bus, WINDOWS, part, stored.place, end):
-            count += await apply([record.value for record in records])
     passed = Stored(None, None)
     # Where there is no such topic, the first start makes it.
     with suppress(TopicUnknown):
+        end = await bus.end(WINDOWS, part)
         passed = Stored(end, await bus.birth(WINDOWS, part))
-    await ledger.windows.put(part, passed)
-    return count
+        if not why:
+            async for records in read_up_to(end, bus, WINDOWS, part, stored.place):
+                count += await apply([record.value for record in records])
+    return count, passed
 
 
 def _deltas(value: bytes) -> Windows:
@@ -228,13 +311,10 @@ async def _tell_again(bus: Bus, backup: BackupFolder | None, absent: Sequence[st
             continue
         for part in parts:
             if backup is not None:
-                has = name_of(topic, part) in backup.manifest().records
-                count += await _publish(
-                    bus, topic, part, backup.records(topic, part) if has else ()
-                )
+                count += await _publish(bus, topic, part, backup.records(topic, part))
                 continue
             end = await bus.end(topic, part)
-            async for records in _read(bus, topic, part, None, end):
+            async for records in read_up_to(end, bus, topic, part, None, trimmed=True):
                 kept = [Kept(r.token, r.key, r.value, dict(r.headers)) for r in records]
                 count += await _publish(bus, topic, part, kept)
     return count
@@ -246,22 +326,6 @@ async def _publish(bus: Bus, topic: str, part: int, kept: Iterable[Kept]) -> int
         outgoing = [Outgoing(r.value, r.key, part, r.headers) for r in some]
         count += len(await bus.publish(topic, outgoing))
     return count
-
-
-async def _read(
-    bus: Bus, topic: str, part: int, after: str | None, end: str | None
-) -> AsyncIterator[list[Record]]:
-    """The records behind a place, up to the one that was the last when ``end`` was asked for."""
-    while end is not None:
-        records = await bus.fetch(topic, part, after, max_records=_MOST, wait=0)
-        tokens = [record.token for record in records]
-        if end in tokens:
-            records = records[: tokens.index(end) + 1]
-        if records:
-            yield records
-            after = records[-1].place
-        if not records or end in tokens:
-            return
 
 
 def _in_groups(items: Iterable[T]) -> Iterator[list[T]]:

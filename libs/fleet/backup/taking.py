@@ -13,11 +13,12 @@ from common.errors import Unavailable
 from common.events.bus import BACKUPS, Bus, OffsetLost, TopicUnknown, token_of
 from common.settings import Settings
 from common.telemetry import configure_logs
+from fleet.backup.fitting import broker_of
 from fleet.backup.folder import BackupFailed, BackupFolder, Manifest, Writer, fingerprint, name_of
 from fleet.backup.ledger import READERS, Ledger, is_read, opened, told
 from fleet.backup.postgres import copy_of
+from fleet.backup.reading import read_up_to
 from fleet.partitions import ledger_settings
-from fleet.surroundings import KAFKA, REDIS_STREAMS
 from services.analytics.consumer import TOPIC as WINDOWS
 from services.usage_tracker.domain.layout import State
 from services.usage_tracker.domain.records import EVENTS_TOPIC as EVENTS
@@ -70,7 +71,7 @@ async def _take(folder: BackupFolder, settings: Settings, tell: Callable[[str], 
         folder.finish(
             Manifest(
                 version=version("mindweave"),
-                broker=REDIS_STREAMS if settings.kafka_brokers is None else KAFKA,
+                broker=broker_of(settings),
                 began_at=began_at,
                 ended_at=datetime.now(UTC),
                 secret=fingerprint(settings.secret),
@@ -166,22 +167,22 @@ async def _record_partition(
 ) -> int:
     """Record what follows a place, up to what was there when the copy had been made."""
     topic, part = where
-    end: str | None = None
-    ending = False
     try:
-        while True:
-            if copied.is_set() and not ending:
-                ending, end = True, await bus.end(topic, part)
-            wait = 0.0 if ending else _WAIT
-            records = await bus.fetch(topic, part, after, max_records=_MOST, wait=wait)
+        while not copied.is_set():
+            records = await bus.fetch(topic, part, after, max_records=_MOST, wait=_WAIT)
             for record in records:
                 writer.write(record)
                 after = record.place
-            if ending and (not records or end in {record.token for record in records}):
-                return writer.count
             if records and topic == WINDOWS:
                 await bus.commit(topic, part, BACKUPS, records[-1].token)
+        end = await bus.end(topic, part)
+        # What was told goes once it was read; so does what the ledger has yet to begin with.
+        trimmed = topic not in READERS or after is None
+        async for records in read_up_to(end, bus, topic, part, after, trimmed=trimmed):
+            for record in records:
+                writer.write(record)
     except OffsetLost as error:
         raise BackupFailed(f"{error}: try again") from error
     finally:
         writer.close()
+    return writer.count

@@ -35,10 +35,24 @@ class OtherBroker(Exception):
     """What the data folder keeps belongs to the streams of another broker."""
 
 
+class HalfRestored(Exception):
+    """A restore was broken off in the data folder: its databases do not fit the broker yet."""
+
+
 class DataFolder:
     """Held by one process at a time, until that process ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, restoring: bool = False) -> None:
+        """Hold the folder.
+
+        Args:
+            path: made where it is not there.
+            restoring: whether it is to be restored, so that it may be half restored.
+
+        Raises:
+            InUse: another process holds it.
+            HalfRestored: a restore of it has begun and has not ended.
+        """
         self.path = path.resolve()
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.chmod(0o700)
@@ -54,15 +68,38 @@ class DataFolder:
             ) from None
         os.ftruncate(self._lock, 0)
         os.write(self._lock, str(os.getpid()).encode())
+        if self.half_restored and not restoring:
+            os.close(self._lock)
+            raise HalfRestored(
+                f"{path} is half restored, and its databases would give wrong sums:"
+                " run `mindweave restore` again."
+            )
         self.secret = self._read_secret()
+
+    @property
+    def half_restored(self) -> bool:
+        """Whether a restore has begun and has not ended."""
+        return self._mark.exists()
+
+    def begin_restore(self) -> None:
+        """Let nobody else open the folder until ``end_restore``; on the disk when it returns."""
+        write_whole(self._mark, b"")
+        # Of a platform that was killed: nobody may find its servers by it.
+        (self.path / "run.json").unlink(missing_ok=True)
+
+    def end_restore(self) -> None:
+        """Let everybody open it again."""
+        self._mark.unlink()
+        sync_folder(self.path)
+
+    @property
+    def _mark(self) -> Path:
+        return self.path / "restoring"
 
     def _read_secret(self) -> str:
         file = self.path / "secret"
         if not file.exists():
-            made = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
-            os.write(made, secrets.token_hex(32).encode())
-            os.fsync(made)
-            os.close(made)
+            write_whole(file, secrets.token_hex(32).encode())
         return file.read_text().strip()
 
     def keep_to(self, broker: str) -> None:
@@ -114,6 +151,27 @@ class DataFolder:
         """Let another process have the folder."""
         (self.path / "run.json").unlink(missing_ok=True)
         os.close(self._lock)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file for its owner alone, whole or not at all; on the disk when it returns."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def password_of(secret: str, server: str) -> str:

@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
+
 from fleet.embedded.daemon import Daemon, DidNotStart, fits_a_socket, server_environment
 from fleet.ports import HOST, free_port
 
-_VERSION = "18"
+VERSION = "18"
 _PORT = 5432
 SUPERUSER = "postgres"
 # PostgreSQL does not run as root; this user is on every Unix.
@@ -84,9 +86,9 @@ class Postgres(Daemon):
         version = self.folder / "PG_VERSION"
         if version.exists():
             found = version.read_text().strip()
-            if found != _VERSION:
+            if found != VERSION:
                 raise DidNotStart(
-                    f"{self.folder} was made by PostgreSQL {found}, this is {_VERSION}"
+                    f"{self.folder} was made by PostgreSQL {found}, this is {VERSION}"
                 )
             return
         unfinished = self.folder.with_name("postgres.new")
@@ -151,6 +153,17 @@ class Postgres(Daemon):
             *(part for name, value in options.items() for part in ("-c", f"{name}={value}")),
         ]
 
+    def end_strays(self) -> None:
+        """Kill a server in the folder of which no pid file tells: so soon was its parent killed."""
+        words = {str(binaries() / "postgres"), str(self.folder)}
+        for process in psutil.process_iter():
+            try:
+                stray = words <= set(process.cmdline())
+            except psutil.Error:
+                continue
+            if stray:
+                self._kill(process)
+
     def answers(self) -> bool:
         if not self._says_ready():
             return False
@@ -189,7 +202,7 @@ def binaries() -> Path:
             "The embedded PostgreSQL is not installed: install mindweave[embedded], "
             "or set DATABASE_URL and REDIS_URL."
         )
-    return Path(found.origin).parent / f"pginstall{_VERSION}" / "bin"
+    return Path(found.origin).parent / f"pginstall{VERSION}" / "bin"
 
 
 def unprivileged() -> list[str]:

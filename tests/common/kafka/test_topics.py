@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from common.events.bus import OffsetLost, Outgoing
+from common.events.bus import LEDGER_TOPIC, OffsetLost, Outgoing
 from common.events.kafka import KafkaBus
 from tests.common.kafka.conftest import MakeBus
 
@@ -31,6 +31,13 @@ async def test_what_groups_read_is_kept_for_a_week_whatever_its_size(
     await bus.declare(topic, 1, ["late"])
     read = await settings_of(admin, topic)
     assert (read["retention.ms"], read["retention.bytes"]) == (str(7 * DAY), "-1")
+
+
+async def test_no_file_of_the_ledgers_topic_is_open_for_longer_than_six_hours(
+    bus: KafkaBus, admin: Any
+) -> None:
+    await bus.declare(LEDGER_TOPIC, 1, ["ledger"])
+    assert (await settings_of(admin, LEDGER_TOPIC))["segment.ms"] == str(DAY // 4)
 
 
 async def test_dead_letters_are_kept_for_a_month(bus: KafkaBus, admin: Any, topic: str) -> None:

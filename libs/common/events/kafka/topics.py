@@ -14,12 +14,20 @@ from aiokafka.protocol.admin import (
     DescribeConfigsRequest,
 )
 
-from common.events.bus import DEAD, SETTLED, BusUnavailable, TopicMismatch, TopicUnknown
+from common.events.bus import (
+    DEAD,
+    LEDGER_TOPIC,
+    SETTLED,
+    BusUnavailable,
+    TopicMismatch,
+    TopicUnknown,
+)
 from common.events.kafka.cluster import ANSWER_TIMEOUT, Cluster, Topic
 from common.events.kafka.reader import Reader
 
 _DAY = 24 * 3600 * 1000
 _READ = 7 * _DAY
+_LEDGER_FILE = _DAY // 4
 _DEAD = 30 * _DAY
 # Bytes that a partition holds of a topic that no group reads, and of one of its files.
 _UNREAD = 256 * 1024 * 1024
@@ -120,7 +128,11 @@ class Topics:
 
 def _kept(name: str, *, read: bool) -> Mapping[str, str]:
     settled = name.endswith(DEAD) or name == SETTLED
+    # A file goes as a whole, by its newest record: none in it may be so old by then that the ledger
+    # has forgotten its identity.
+    often = {"segment.ms": str(_LEDGER_FILE)} if name == LEDGER_TOPIC else {}
     return {
+        **often,
         "cleanup.policy": "delete",
         "retention.ms": str(_DEAD if settled else _READ),
         "segment.bytes": str(_SEGMENT),

@@ -2,8 +2,8 @@
 
 from common.events.ledger.consumer import PartitionConsumer
 from common.events.ledger.members import Members
-from common.events.ledger.offsets import LEASE
+from common.events.ledger.offsets import LEASE, Fenced
 from common.events.ledger.places import Places, Stored
 from common.events.ledger.tenure import RecordRefused
 
-__all__ = ["LEASE", "Members", "PartitionConsumer", "Places", "RecordRefused", "Stored"]
+__all__ = ["LEASE", "Fenced", "Members", "PartitionConsumer", "Places", "RecordRefused", "Stored"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic
 from uuid import uuid4
 
 from redis.exceptions import RedisError
 
 from common.events.bus import (
+    LEDGER_TOPIC,
     Backoff,
     BusFull,
     BusUnavailable,
@@ -310,6 +312,9 @@ class RedisStreamsBus:
 
     async def _make_room(self) -> None:
         """The server has no memory left: drop what lingers behind the commits of all groups."""
+        # What is kept there for backups goes first, whoever needs the room.
+        with suppress(TopicUnknown):
+            await self.partitions(LEDGER_TOPIC)
         keys: list[str] = []
         for topic, count in self._counts.items():
             for partition in range(count):
