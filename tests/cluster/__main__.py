@@ -38,15 +38,16 @@ def judged(made: Machine) -> dict[str, int]:
         made.load([*servers, *built, *(images.named_anew(name, FIRST, NEXT) for name in built)])
     _, *others = nodes()
     kubernetes.make_namespace(made.folders(SERVERS))
+    # Of each server there is one: it stays where no node is drained or lost.
     with losses.kept_from(others):
         tests, seen = installed_and_tested(built[0])
+        with stage("parts that are away"):
+            for outage in fallbacks.outages():
+                rows = fallbacks.played(outage)
+                print(f"   {outage.what}: {rows} rows", flush=True)
     with stage("a rolling update at 200 requests a second"):
         rolled = changes.rolled(NEXT)
         demand_no_failure(rolled, "in a rolling update")
-    with stage("parts that are away"):
-        for outage in fallbacks.outages():
-            rows = fallbacks.played(outage)
-            print(f"   {outage.what}: {rows} rows", flush=True)
     with stage("pods killed"):
         losses.pods_killed()
     with stage("a node is drained"):
