@@ -19,6 +19,8 @@ from services.analytics.store import DeletedOrgs, RollupStore
 ROLL_UP_EVERY = timedelta(seconds=5)
 FORGET_EVERY = timedelta(seconds=5)
 LOOK_EVERY = timedelta(seconds=5)
+# Seconds; what it tells of is how far behind the windows are.
+LAG_EVERY = 1.0
 
 
 async def build(runtime: Runtime) -> Parts:
@@ -42,6 +44,7 @@ async def build(runtime: Runtime) -> Parts:
                 owner=f"analytics-{uuid7()}",
                 apply=windows.append,
                 after=windows.appended,
+                cadence=LAG_EVERY,
             ),
             Periodic("rollup", windows.roll_up, every=ROLL_UP_EVERY),
             Periodic("deletions", forgetting.step, every=FORGET_EVERY),

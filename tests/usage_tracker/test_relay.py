@@ -34,6 +34,18 @@ from tests.usage_tracker.plain import batch_of
 pytestmark = pytest.mark.unit
 
 
+def one_delta(number: int) -> Numbered:
+    one = np.ones(1, np.int64)
+    dimensions = dict.fromkeys(DIMENSIONS, Column([None], one - 1))
+    deltas = Deltas(
+        one,
+        dimensions | {"org_id": Column([UUID(int=1).bytes], one - 1)},
+        dict.fromkeys(SUMS, one),
+        Sketches(one[:0], one[:0], one - 1),
+    )
+    return Numbered(number, deltas)
+
+
 class Backlog:
     """Deltas without end."""
 
@@ -41,21 +53,12 @@ class Backlog:
         self._numbers = count(1)
 
     async def unsent(self, part: int, after: int) -> list[Numbered]:
-        one = np.ones(1, np.int64)
-        dimensions = dict.fromkeys(DIMENSIONS, Column([None], one - 1))
-        deltas = Deltas(
-            one,
-            dimensions | {"org_id": Column([UUID(int=1).bytes], one - 1)},
-            dict.fromkeys(SUMS, one),
-            Sketches(one[:0], one[:0], one - 1),
-        )
-        return [Numbered(next(self._numbers), deltas) for _ in range(8)]
+        return [one_delta(next(self._numbers)) for _ in range(8)]
 
     async def sent_up_to(self, part: int) -> int:
         return 0
 
-    async def sent(self, part: int, seq: int) -> None:
-        await asyncio.sleep(0)
+    async def sent(self, part: int, seq: int) -> None: ...
 
     async def note_watermarks(self, watermarks: Mapping[int, datetime]) -> None: ...
 
@@ -84,6 +87,17 @@ class Noting(Empty):
         self.noted += 1
 
 
+class Stored(Empty):
+    """What is in the database alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Numbered] = []
+
+    async def unsent(self, part: int, after: int) -> list[Numbered]:
+        return [numbered for numbered in self.waiting if numbered.first > after and part == 0]
+
+
 class Taking:
     """A bus that takes everything."""
 
@@ -92,6 +106,7 @@ class Taking:
         self.taken = asyncio.Event()
 
     async def publish(self, topic: str, records: Sequence[Outgoing]) -> list[str]:
+        await asyncio.sleep(0)
         self.values += [record.value for record in records]
         self.taken.set()
         return ["1-1" for _ in records]
@@ -177,3 +192,59 @@ async def test_what_many_commits_left_goes_as_one_record_to_each_partition(
         told += [(row["seq"], row["org_id"], row["cost_nano"]) for row in rows]
     assert sorted(told) == expected
     assert store.last == number - 1
+
+
+async def test_how_far_deltas_were_sent_is_noted_now_and_then_and_when_it_stops() -> None:
+    bus, store, recent = Taking(), Empty(), RecentDeltas()
+    clock = ManualClock(datetime(2026, 11, 21, tzinfo=UTC))
+    relay = relay_of(bus, store, recent, clock)
+    noted = []
+    for number in (1, 2, 3):
+        recent.add(0, one_delta(number))
+        await relay.step()
+        noted.append(store.last)
+        clock.advance(timedelta(seconds=1.5))
+    recent.add(0, one_delta(4))
+    await relay.step()
+    assert noted == [1, 1, 3]
+    await relay.stop()
+    assert store.last == 4
+
+
+async def test_where_nothing_is_sent_watermarks_are_fewer() -> None:
+    bus, store, recent = Taking(), Empty(), RecentDeltas()
+    clock = ManualClock(datetime(2026, 11, 21, tzinfo=UTC))
+    relay = relay_of(bus, store, recent, clock)
+
+    async def watermarks(seconds: float) -> int:
+        before = told(bus)
+        for _ in range(round(seconds * 10)):
+            clock.advance(timedelta(seconds=0.1))
+            await relay.step()
+        return told(bus) - before
+
+    assert await watermarks(2) == 4
+    for number in range(1, 21):
+        recent.add(0, one_delta(number))
+        await watermarks(0.1)
+    assert told(bus) == 4 + 20
+
+
+async def test_a_watermark_is_not_ahead_of_deltas_that_are_in_the_database_alone() -> None:
+    bus, store, recent = Taking(), Stored(), RecentDeltas()
+    clock = ManualClock(datetime(2026, 11, 21, tzinfo=UTC))
+    relay = relay_of(bus, store, recent, clock)
+    await relay.step()
+    store.waiting.append(one_delta(1))
+    before = len(bus.values)
+    while len(bus.values) == before:
+        clock.advance(timedelta(seconds=0.1))
+        await relay.step()
+    first, *others = [unpack(value, Windows)[1] for value in bus.values[before:]]
+    assert first.columns is not None
+    assert any(windows.watermarks for windows in others)
+
+
+def told(bus: Taking) -> int:
+    """How often watermarks were sent, to each of two partitions."""
+    return sum(bool(unpack(value, Windows)[1].watermarks) for value in bus.values) // 2

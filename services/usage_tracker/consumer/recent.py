@@ -52,6 +52,10 @@ class RecentDeltas:
             number = numbered.last
         return found
 
+    def waits(self, part: int) -> bool:
+        """Whether something is kept that does not follow what was asked for last."""
+        return bool(self._waiting[part])
+
     def keep(self, parts: Collection[int]) -> None:
         """Forget what was committed to other parts."""
         for part in self._waiting.keys() - set(parts):

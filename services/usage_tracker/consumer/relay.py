@@ -32,8 +32,11 @@ from services.usage_tracker.store import MANY_EVENTS, BlockStore, UsageStore
 
 _BATCH = 2_000
 _logger = logging.getLogger(__name__)
-# Seconds between two notes of the watermarks in the database; retention needs no finer ones.
+# Between two notes, in the database, of watermarks and of how far deltas were sent on. Retention needs
+# no finer ones, and what is sent again is skipped by who applies it.
 _NOTE_EVERY = timedelta(seconds=2)
+# Between two watermarks once nothing has been sent for as long.
+_IDLE = timedelta(seconds=0.5)
 
 
 class Progress(Protocol):
@@ -100,13 +103,16 @@ class WindowsRelay:
         # A little less, so that a step that comes a moment early does not skip its turn.
         self._every = timedelta(seconds=cadence) * 0.9
         self._told: datetime | None = None
+        self._sent_at: datetime | None = None
         self._backoff = backoff or Backoff(limit=5.0)
         self._sent = telemetry.counter(
             "mindweave_window_deltas_sent_total", "Deltas of windows sent on."
         ).of()
         self._recent = recent
-        # By part, the last number that is known to have been sent on.
+        # By part, the last number that is known to have been sent on; which of them are not noted.
         self._numbers: dict[int, int] = {}
+        self._to_note: set[int] = set()
+        self._noted_numbers: datetime | None = None
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._noted: datetime | None = None
@@ -122,6 +128,10 @@ class WindowsRelay:
         if self._task is not None:
             await self._task
             self._task = None
+        try:
+            await self._note_numbers()
+        except Unavailable as error:
+            _logger.info("some windows will be sent on again: %s", error)
 
     def status(self) -> PartStatus:
         ended = self._task is not None and self._task.done()
@@ -138,19 +148,23 @@ class WindowsRelay:
         # Another one may have sent on what there was meanwhile.
         for part in self._numbers.keys() - set(parts):
             del self._numbers[part]
+            self._to_note.discard(part)
         watermarks = {
             part: at - self._skew
             for part in parts
             if (at := self._progress.caught_up_at(part)) is not None
         }
+        now = self._clock.now()
+        busy = _within(_IDLE, self._sent_at, now)
+        due = not _within(self._every if busy else max(self._every, _IDLE), self._told, now)
         for part in parts:
-            await self._send_deltas(part)
+            await self._send_deltas(part, look=due)
         if self._sources is None:
             await self._learn_sources()
-        now = self._clock.now()
-        if _within(self._every, self._told, now):
-            return
-        if watermarks and not self._ending.is_set():
+        if not _within(_NOTE_EVERY, self._noted_numbers, now):
+            await self._note_numbers()
+            self._noted_numbers = now
+        if due and watermarks and not self._ending.is_set():
             await self._send_watermarks(watermarks)
             self._told = now
 
@@ -182,8 +196,13 @@ class WindowsRelay:
             return
         self._recent.added.clear()
 
-    async def _send_deltas(self, part: int) -> None:
-        """What is kept in memory; then whatever the database has beyond that."""
+    async def _send_deltas(self, part: int, *, look: bool) -> None:
+        """What is kept in memory; then whatever the database has beyond that.
+
+        Args:
+            part: of the deltas.
+            look: into the database, even where memory seems to have all. A watermark needs that.
+        """
         if part not in self._numbers:
             self._numbers[part] = await self._store.sent_up_to(part)
         while found := self._recent.following(part, self._numbers[part], _BATCH):
@@ -192,6 +211,8 @@ class WindowsRelay:
             count = sum(len(numbered.deltas) for numbered in found)
             records = await off_loop(count > MANY_EVENTS, self._records_of, part, found)
             await self._send(part, records, found[-1].last, count)
+        if not look and not self._recent.waits(part):
+            return
         while not self._ending.is_set():
             found = await self._blocks.unsent(part, self._numbers[part])
             if not found:
@@ -202,9 +223,15 @@ class WindowsRelay:
 
     async def _send(self, part: int, records: Sequence[Outgoing], last: int, count: int) -> None:
         await self._bus.publish(WINDOWS_TOPIC, records)
-        await self._store.sent(part, last)
         self._numbers[part] = last
+        self._to_note.add(part)
+        self._sent_at = self._clock.now()
         self._sent.inc(count)
+
+    async def _note_numbers(self) -> None:
+        for part in list(self._to_note):
+            await self._store.sent(part, self._numbers[part])
+            self._to_note.discard(part)
 
     def _records_of(self, part: int, found: Sequence[Numbered]) -> list[Outgoing]:
         """The deltas by the partition of their organization, in the order of their numbers.

@@ -25,6 +25,8 @@ _GRACE = 10.0
 _ASK_EVERY = 0.5
 # Seconds between two readings of the lag while there is some.
 _MEASURE_EVERY = 0.25
+# Seconds between two hints to the broker of how far a partition is.
+_HINT_EVERY = 1.0
 _RETRY = Backoff(first=0.2, limit=2.0)
 
 _logger = logging.getLogger(__name__)
@@ -345,7 +347,7 @@ class PartitionConsumer:
     async def _look(self, tenure: Tenure) -> bool:
         try:
             caught_up = await tenure.look(self._clock.now())
-            await tenure.hint()
+            await tenure.hint(_HINT_EVERY)
         except Unavailable as error:
             _logger.debug("%s/%d: no look at it: %s", self._topic, tenure.part, error)
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ class Tenure:
         # What travelled with the records that are being applied, or that could not be.
         self._travelled: Mapping[str, str] = {}
         self._hinted: str | None = None
+        self._hinted_at = -math.inf
         self._noted: tuple[datetime, str | None] | None = None
         # The tokens at which the position has been while the partition's end is asked for.
         self._passed: set[str | None] | None = None
@@ -172,12 +174,18 @@ class Tenure:
         self._stirred_at = monotonic()
         return False
 
-    async def hint(self) -> None:
-        """Tell the broker how far it may forget, while the stream is surely the one that was."""
-        token = self._stored and token_of(self._stored)
-        if token is not None and token != self._hinted and monotonic() < self.held_until:
+    async def hint(self, every: float = 0.0) -> None:
+        """Tell the broker how far it may forget, while the stream is surely the one that was.
+
+        Args:
+            every: seconds since it was last told, at least.
+        """
+        token, now = self._stored and token_of(self._stored), monotonic()
+        if token is None or token == self._hinted or now - self._hinted_at < every:
+            return
+        if now < self.held_until:
             await self._work.bus.commit(self._work.topic, self.part, self._work.group, token)
-            self._hinted = token
+            self._hinted, self._hinted_at = token, now
 
     def _note_failure(self, error: Exception) -> None:
         self._sound = False
