@@ -156,12 +156,12 @@ class Shelf:
     def __init__(self) -> None:
         self.taken = 0
 
-    def need(self, size: int) -> None:
+    def expect(self, size: int) -> None:
         if self.taken + size > 10:
             raise RateLimited("No room.", retry_after=1.0)
 
     def take(self, size: int) -> None:
-        self.need(size)
+        self.expect(size)
         self.taken += size
 
 

@@ -108,6 +108,28 @@ def test_what_is_in_hand_is_bounded_for_a_credential_an_organization_and_all() -
             arrives("two", "b", 1)
 
 
+def test_what_is_announced_is_in_hand_before_it_comes_and_counts_once() -> None:
+    turns = Turns(at_once=1, shares=SHARES)
+    with ExitStack() as stack:
+        first = stack.enter_context(turns.holding("one", "a"))
+        first.expect(20)
+        with pytest.raises(RateLimited):
+            stack.enter_context(turns.holding("one", "a")).expect(11)
+        second = stack.enter_context(turns.holding("one", "a"))
+        second.expect(10)
+        for body, size in ((first, 15), (second, 10), (first, 5)):
+            body.take(size)
+        # More than was announced, as when a body is unpacked.
+        with pytest.raises(RateLimited):
+            first.take(1)
+    with turns.holding("one", "a") as alone:
+        alone.expect(30)
+        with turns.holding("one", "a") as other, pytest.raises(RateLimited):
+            other.expect(1)
+    with turns.holding("one", "a") as again:
+        again.expect(30)
+
+
 def test_however_many_take_what_they_can_there_is_room_for_one_more_who_holds_little() -> None:
     turns = Turns(at_once=1, shares=Shares(everybody=1_000, org=1_000, credential=1_000))
     with ExitStack() as stack:

@@ -29,11 +29,11 @@ _OFF_LOOP = 64 * 1024
 class Room(Protocol):
     """Bounds what all bodies that arrive at once may hold; both raise where there is no room."""
 
-    def need(self, size: int) -> None:
-        """So many bytes will come."""
+    def expect(self, size: int) -> None:
+        """So many bytes will come; there is room for them from now on."""
 
     def take(self, size: int) -> None:
-        """So many bytes more are in hand."""
+        """So many bytes more are in hand, expected ones or others."""
 
 
 async def read_body(
@@ -69,7 +69,7 @@ async def read_body(
         _check_media_type(headers.get("content-type"), media_types)
     encoding = _encoding(headers.getlist("content-encoding"), encodings)
     if room is not None:
-        room.need(int(said))
+        room.expect(int(said))
     packed = await _receive(request, limit, seconds, room)
     if not packed or encoding == "identity":
         return packed

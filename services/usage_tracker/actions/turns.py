@@ -34,7 +34,15 @@ class _Owner:
 
 
 class InHand:
-    """What has arrived of a body, which counts for all its owners; see ``Turns.holding``."""
+    """What will come and has arrived of a body, which counts for all its owners.
+
+    See ``Turns.holding``. ``expect`` and ``take`` raise where there is no room, and change nothing then;
+    one body alone has room always:
+
+    - ``RateLimited``: the credential or the organization has its share in hand.
+    - ``Unavailable``: the tenant would hold more than a fourth of what is free. So those who come
+      find room while others fill the rest.
+    """
 
     def __init__(self, held: Counter[Hashable], most: int, owners: Sequence[_Owner]) -> None:
         self._held = held
@@ -42,15 +50,25 @@ class InHand:
         # The last one is the tenant.
         self._owners = owners
         self._size = 0
+        self._expected = 0
 
-    def need(self, size: int) -> None:
-        """Be sure that there is room for so many bytes more; one body alone has it always.
+    def expect(self, size: int) -> None:
+        """So many bytes will come: who has no room for all of them is told before the first."""
+        self._hold(size)
+        self._expected += size
 
-        Raises:
-            RateLimited: the credential or the organization has its share in hand.
-            Unavailable: the tenant would hold more than a fourth of what is free. So those who come
-                find room while others fill the rest.
-        """
+    def take(self, size: int) -> None:
+        """So many bytes more have arrived, of those that were expected or others."""
+        announced = min(size, self._expected)
+        self._hold(size - announced)
+        self._expected -= announced
+
+    def release(self) -> None:
+        self._add(-self._size)
+
+    def _hold(self, size: int) -> None:
+        if not size:
+            return
         for owner in self._owners:
             others = self._held[owner.name] - self._size
             if others and others + self._size + size > owner.share:
@@ -65,18 +83,7 @@ class InHand:
             raise Unavailable(
                 "Too many requests are under way.", code=OVERLOADED, retry_after=_AGAIN
             )
-
-    def take(self, size: int) -> None:
-        """So many bytes more have arrived.
-
-        Raises:
-            RateLimited, Unavailable: as ``need`` says; nothing was taken.
-        """
-        self.need(size)
         self._add(size)
-
-    def release(self) -> None:
-        self._add(-self._size)
 
     def _add(self, size: int) -> None:
         self._size += size
@@ -103,7 +110,7 @@ class Turns:
 
     @contextmanager
     def holding(self, org: Hashable, credential: Hashable) -> Iterator[InHand]:
-        """A body that arrives; it is in hand until the end of the block."""
+        """A body that comes; it is in hand until the end of the block."""
         owners = (
             _Owner(("credential", credential), self._shares.credential, "with this credential"),
             _Owner(("org", org), self._shares.org, "of your organization"),
