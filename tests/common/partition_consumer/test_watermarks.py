@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -82,6 +83,36 @@ async def test_the_watermark_is_never_ahead_of_a_record_that_is_not_committed(
     done = True
     assert await watching > 10
     assert await ledger.numbers(0) == list(range(400))
+
+
+class Commits:
+    """A bus that counts what it is told of how far partition 0 is."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.tokens: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def commit(self, topic: str, partition: int, group: str, token: str) -> None:
+        await self._bus.commit(topic, partition, group, token)
+        if partition == 0:
+            self.tokens.append(token)
+
+
+async def test_the_broker_is_told_how_far_a_partition_is_once_a_second_and_in_the_end(
+    bus: Bus, topic: str, make: Make, ledger: Ledger
+) -> None:
+    counting = Commits(bus)
+    consumer = await make(bus=counting, cadence=0.01, max_records=1)
+    began = monotonic()
+    for n in range(60):
+        await publish(bus, topic, range(n, n + 1))
+        await eventually(partial(ledger.holds, 0, list(range(n + 1))))
+    assert 0 < len(counting.tokens) <= monotonic() - began + 1
+    await consumer.stop()
+    assert counting.tokens[-1] == await bus.end(topic, 0)
 
 
 class LateAnswers:
