@@ -81,6 +81,30 @@ def edge() -> str:
     return json.dumps(made, indent=1) + "\n"
 
 
+def answers() -> str:
+    """What makes Istio's ingress answer by itself, and bound what it takes, as the edge does."""
+    manager = {"@type": envoy.CONNECTION_MANAGER_TYPE, **envoy.answers_and_limits()}
+    made = {
+        "apiVersion": "networking.istio.io/v1alpha3",
+        "kind": "EnvoyFilter",
+        "metadata": {"name": "answers", "namespace": "istio-ingress"},
+        "spec": {
+            "workloadSelector": {"labels": {"istio": "ingress"}},
+            "configPatches": [
+                {
+                    "applyTo": "NETWORK_FILTER",
+                    "match": {
+                        "context": "GATEWAY",
+                        "listener": {"filterChain": {"filter": {"name": envoy.CONNECTION_MANAGER}}},
+                    },
+                    "patch": {"operation": "MERGE", "value": {"typed_config": manager}},
+                }
+            ],
+        },
+    }
+    return SAID.format("libs/fleet/layout/envoy.py") + yaml.safe_dump(made, sort_keys=False)
+
+
 def free_settings() -> list[str]:
     """The variables that values may set."""
     names = []
@@ -164,6 +188,7 @@ MADE = {
     "files/callers.yaml": callers,
     "files/routes.yaml": routes,
     "files/edge.json": edge,
+    "../../deploy/istio/answers.yaml": answers,
     RULES: rules,
     "values.schema.json": schema,
     "README.md": readme,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from common.identity.tokens import AUDIENCE
 from common.rpc.metadata import ACTING_FOR, CALLER, IP, PRINCIPAL, USER_AGENT
 from common.settings import Settings
 from fleet.layout.envoy import REQUEST_SECONDS
-from tests.chart.rendering import ROOT, Object, Rendered, load
+from tests.chart.rendering import CHART, ROOT, Object, Rendered, load
 
 pytestmark = pytest.mark.unit
 
@@ -116,6 +117,25 @@ def test_nothing_is_judged_at_the_ingress() -> None:
     kinds = [o.get("kind") for file in files for o in load(file.read_text())]
     assert "Gateway" in kinds
     assert "RequestAuthentication" not in kinds
+
+
+def test_the_ingress_answers_by_itself_and_bounds_requests_as_the_edge_does() -> None:
+    (answers,) = load((ROOT / "deploy/istio/answers.yaml").read_text())
+    (gateway, _) = load((ROOT / "deploy/istio/gateway.yaml").read_text())
+    assert answers["metadata"]["namespace"] == gateway["metadata"]["namespace"]
+    assert answers["spec"]["workloadSelector"]["labels"] == gateway["spec"]["selector"]
+    (patch,) = answers["spec"]["configPatches"]
+    said = patch["patch"]["value"]["typed_config"]
+    (listener,) = json.loads((CHART / "files/edge.json").read_text())["static_resources"][
+        "listeners"
+    ]
+    (manager,) = listener["filter_chains"][0]["filters"]
+    assert {
+        "local_reply_config",
+        "max_request_headers_kb",
+        "request_headers_timeout",
+    } <= said.keys()
+    assert said.items() <= manager["typed_config"].items()
 
 
 @pytest.mark.parametrize(
