@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from common.background import Role
+from common.errors import NotFound
 from common.identity.callers import CALLEES
 from common.rpc.contract import operations
 from common.settings import PREFIX, Settings
@@ -83,7 +84,9 @@ def edge() -> str:
 
 def answers() -> str:
     """What makes Istio's ingress answer by itself, and bound what it takes, as the edge does."""
-    manager = {"@type": envoy.CONNECTION_MANAGER_TYPE, **envoy.answers_and_limits()}
+    # It refuses names that are not ours.
+    limits = envoy.answers_and_limits({403: NotFound})
+    manager = {"@type": envoy.CONNECTION_MANAGER_TYPE, **limits}
     made = {
         "apiVersion": "networking.istio.io/v1alpha3",
         "kind": "EnvoyFilter",

@@ -130,12 +130,19 @@ def test_the_ingress_answers_by_itself_and_bounds_requests_as_the_edge_does() ->
         "listeners"
     ]
     (manager,) = listener["filter_chains"][0]["filters"]
+    edge = manager["typed_config"]
     assert {
         "local_reply_config",
         "max_request_headers_kb",
         "request_headers_timeout",
     } <= said.keys()
-    assert said.items() <= manager["typed_config"].items()
+    ours, theirs = (found.pop("local_reply_config")["mappers"] for found in (said, edge))
+    assert said.items() <= edge.items()
+    # A name that is not ours is refused there, which a user is told as the edge tells of a path.
+    *same, refused = ours
+    assert same == theirs
+    assert refused["filter"]["status_code_filter"]["comparison"]["value"]["default_value"] == 403
+    assert refused["status_code"] == 404
 
 
 @pytest.mark.parametrize(

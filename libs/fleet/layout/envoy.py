@@ -205,8 +205,13 @@ def _connections(paths: Mapping[Front, str], trusted_hops: int | None) -> dict[s
     }
 
 
-def answers_and_limits() -> dict[str, Any]:
-    """At every public address: bounds of size and time, and what Envoy itself answers."""
+def answers_and_limits(also: Mapping[int, type[MindWeaveError]] | None = None) -> dict[str, Any]:
+    """At every public address: bounds of size and time, and what Envoy itself answers.
+
+    Args:
+        also: what it tells in place of a further status.
+    """
+    answers = {**_ANSWERS, **(also or {})}
     return {
         "max_request_headers_kb": math.ceil(HEADER_BYTES / 1024),
         "request_headers_timeout": _seconds(HEADER_SECONDS),
@@ -216,7 +221,7 @@ def answers_and_limits() -> dict[str, Any]:
             "idle_timeout": _seconds(_IDLE_SECONDS),
             "max_headers_count": HEADER_FIELDS,
         },
-        "local_reply_config": {"mappers": [_mapper(*item) for item in _ANSWERS.items()]},
+        "local_reply_config": {"mappers": [_mapper(*item) for item in answers.items()]},
     }
 
 
