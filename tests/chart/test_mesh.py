@@ -213,7 +213,7 @@ def test_a_canary_gets_its_share_and_those_that_ask_for_it(chart: Any) -> None:
         asked = taken(found, method, "/orgs", **{"x-canary": "always"})
         assert weights(asked) == {("gateway", "canary"): 100}
         assert asked["retries"] == taken(found, method, "/orgs")["retries"]
-    assert weights(taken(found, "POST", "/v1/events")) == {("usage-tracker", ""): 100}
+    assert weights(taken(found, "POST", "/v1/events")) == {("usage-tracker", "stable"): 100}
     calls = [weights(route) for name, route in between(found) if name == "team"]
     assert calls == [{("team", "stable"): 90, ("team", "canary"): 10}] * 2
 
@@ -233,4 +233,11 @@ def test_subsets_are_the_pods_of_a_release(chart: Any) -> None:
     assert names == {"stable": {"gateway"}, "canary": {"gateway-canary"}}
     assert "gateway-canary" not in found.of("HorizontalPodAutoscaler")
     assert found.of("Deployment")["gateway-canary"]["spec"]["replicas"] == 2
-    assert "subsets" not in found.of("DestinationRule")["auth"]["spec"]
+
+
+def test_a_canary_comes_and_goes_without_a_route_to_what_a_proxy_does_not_know(chart: Any) -> None:
+    before, during = chart("a mesh"), chart("canaries")
+    for name, rule in before.of("DestinationRule").items():
+        assert rule["spec"]["subsets"] == during.of("DestinationRule")[name]["spec"]["subsets"]
+    found = [*routes(before), *(route for _, route in between(before))]
+    assert {subset for route in found for _, subset in weights(route)} == {"stable"}
