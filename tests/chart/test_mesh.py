@@ -12,7 +12,7 @@ from common.identity.tokens import AUDIENCE
 from common.rpc.metadata import ACTING_FOR, CALLER, IP, PRINCIPAL, USER_AGENT
 from common.settings import Settings
 from fleet.layout.envoy import REQUEST_SECONDS
-from tests.chart.rendering import CHART, ROOT, Object, Rendered, load
+from tests.chart.rendering import CHART, ROOT, Object, Rendered, load, rendered
 
 pytestmark = pytest.mark.unit
 
@@ -216,6 +216,13 @@ def test_a_canary_gets_its_share_and_those_that_ask_for_it(chart: Any) -> None:
     assert weights(taken(found, "POST", "/v1/events")) == {("usage-tracker", "stable"): 100}
     calls = [weights(route) for name, route in between(found) if name == "team"]
     assert calls == [{("team", "stable"): 90, ("team", "canary"): 10}] * 2
+
+
+def test_a_canary_begins_without_a_share() -> None:
+    given = {"mesh": {"enabled": True, "host": "api.example.com"}}
+    found = rendered(given | {"services": {"team": {"canary": {"tag": "0.2.0", "weight": 0}}}})
+    calls = [weights(route) for name, route in between(found) if name == "team"]
+    assert calls == [{("team", "stable"): 100, ("team", "canary"): 0}] * 2
 
 
 def test_subsets_are_the_pods_of_a_release(chart: Any) -> None:
