@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from common.background import Role
+from common.errors import NotFound
 from common.identity.callers import CALLEES
 from common.rpc.contract import operations
 from common.settings import PREFIX, Settings
@@ -79,6 +80,32 @@ def edge() -> str:
         ]
     made["admin"] = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 9901}}}
     return json.dumps(made, indent=1) + "\n"
+
+
+def answers() -> str:
+    """What makes Istio's ingress answer by itself, and bound what it takes, as the edge does."""
+    # It refuses names that are not ours.
+    limits = envoy.answers_and_limits({403: NotFound})
+    manager = {"@type": envoy.CONNECTION_MANAGER_TYPE, **limits}
+    made = {
+        "apiVersion": "networking.istio.io/v1alpha3",
+        "kind": "EnvoyFilter",
+        "metadata": {"name": "answers", "namespace": "istio-ingress"},
+        "spec": {
+            "workloadSelector": {"labels": {"istio": "ingress"}},
+            "configPatches": [
+                {
+                    "applyTo": "NETWORK_FILTER",
+                    "match": {
+                        "context": "GATEWAY",
+                        "listener": {"filterChain": {"filter": {"name": envoy.CONNECTION_MANAGER}}},
+                    },
+                    "patch": {"operation": "MERGE", "value": {"typed_config": manager}},
+                }
+            ],
+        },
+    }
+    return SAID.format("libs/fleet/layout/envoy.py") + yaml.safe_dump(made, sort_keys=False)
 
 
 def free_settings() -> list[str]:
@@ -164,6 +191,7 @@ MADE = {
     "files/callers.yaml": callers,
     "files/routes.yaml": routes,
     "files/edge.json": edge,
+    "../../deploy/istio/answers.yaml": answers,
     RULES: rules,
     "values.schema.json": schema,
     "README.md": readme,

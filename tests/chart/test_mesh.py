@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from common.identity.tokens import AUDIENCE
 from common.rpc.metadata import ACTING_FOR, CALLER, IP, PRINCIPAL, USER_AGENT
 from common.settings import Settings
 from fleet.layout.envoy import REQUEST_SECONDS
-from tests.chart.rendering import ROOT, Object, Rendered, load
+from tests.chart.rendering import CHART, ROOT, Object, Rendered, load, rendered
 
 pytestmark = pytest.mark.unit
 
@@ -118,6 +119,32 @@ def test_nothing_is_judged_at_the_ingress() -> None:
     assert "RequestAuthentication" not in kinds
 
 
+def test_the_ingress_answers_by_itself_and_bounds_requests_as_the_edge_does() -> None:
+    (answers,) = load((ROOT / "deploy/istio/answers.yaml").read_text())
+    (gateway, _) = load((ROOT / "deploy/istio/gateway.yaml").read_text())
+    assert answers["metadata"]["namespace"] == gateway["metadata"]["namespace"]
+    assert answers["spec"]["workloadSelector"]["labels"] == gateway["spec"]["selector"]
+    (patch,) = answers["spec"]["configPatches"]
+    said = patch["patch"]["value"]["typed_config"]
+    (listener,) = json.loads((CHART / "files/edge.json").read_text())["static_resources"][
+        "listeners"
+    ]
+    (manager,) = listener["filter_chains"][0]["filters"]
+    edge = manager["typed_config"]
+    assert {
+        "local_reply_config",
+        "max_request_headers_kb",
+        "request_headers_timeout",
+    } <= said.keys()
+    ours, theirs = (found.pop("local_reply_config")["mappers"] for found in (said, edge))
+    assert said.items() <= edge.items()
+    # A name that is not ours is refused there, which a user is told as the edge tells of a path.
+    *same, refused = ours
+    assert same == theirs
+    assert refused["filter"]["status_code_filter"]["comparison"]["value"]["default_value"] == 403
+    assert refused["status_code"] == 404
+
+
 @pytest.mark.parametrize(
     ("method", "path", "service", "attempts"),
     [
@@ -186,9 +213,16 @@ def test_a_canary_gets_its_share_and_those_that_ask_for_it(chart: Any) -> None:
         asked = taken(found, method, "/orgs", **{"x-canary": "always"})
         assert weights(asked) == {("gateway", "canary"): 100}
         assert asked["retries"] == taken(found, method, "/orgs")["retries"]
-    assert weights(taken(found, "POST", "/v1/events")) == {("usage-tracker", ""): 100}
+    assert weights(taken(found, "POST", "/v1/events")) == {("usage-tracker", "stable"): 100}
     calls = [weights(route) for name, route in between(found) if name == "team"]
     assert calls == [{("team", "stable"): 90, ("team", "canary"): 10}] * 2
+
+
+def test_a_canary_begins_without_a_share() -> None:
+    given = {"mesh": {"enabled": True, "host": "api.example.com"}}
+    found = rendered(given | {"services": {"team": {"canary": {"tag": "0.2.0", "weight": 0}}}})
+    calls = [weights(route) for name, route in between(found) if name == "team"]
+    assert calls == [{("team", "stable"): 100, ("team", "canary"): 0}] * 2
 
 
 def test_subsets_are_the_pods_of_a_release(chart: Any) -> None:
@@ -206,4 +240,11 @@ def test_subsets_are_the_pods_of_a_release(chart: Any) -> None:
     assert names == {"stable": {"gateway"}, "canary": {"gateway-canary"}}
     assert "gateway-canary" not in found.of("HorizontalPodAutoscaler")
     assert found.of("Deployment")["gateway-canary"]["spec"]["replicas"] == 2
-    assert "subsets" not in found.of("DestinationRule")["auth"]["spec"]
+
+
+def test_a_canary_comes_and_goes_without_a_route_to_what_a_proxy_does_not_know(chart: Any) -> None:
+    before, during = chart("a mesh"), chart("canaries")
+    for name, rule in before.of("DestinationRule").items():
+        assert rule["spec"]["subsets"] == during.of("DestinationRule")[name]["spec"]["subsets"]
+    found = [*routes(before), *(route for _, route in between(before))]
+    assert {subset for route in found for _, subset in weights(route)} == {"stable"}

@@ -10,10 +10,9 @@ import httpx
 import pytest
 
 from fleet.process import Platform
-from tests.e2e.own import free_port
+from tests.e2e.own import GIVEN, free_port
 from tests.e2e.tenant import Tenant, tenant
 
-GIVEN = "MINDWEAVE_E2E_ADDRESS"
 HERE = Path(__file__).parent
 
 

@@ -33,11 +33,11 @@ class Request:
     def __str__(self) -> str:
         return f"{self.verb} {self.path}"
 
-    def encoded(self) -> bytes:
+    def encoded(self, host: str) -> bytes:
         content = b"" if self.body is None else json.dumps(self.body()).encode()
         head = [
             f"{self.verb} {self.path} HTTP/1.1",
-            "Host: mindweave",
+            f"Host: {host}",
             f"Authorization: Bearer {self.credential}",
             "Content-Type: application/json",
             f"Content-Length: {len(content)}",
@@ -107,7 +107,7 @@ async def steadily(address: str, rate: float, requests: Sequence[Request]) -> As
     async def one(request: Request) -> None:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                answer = await http.exchange(request.encoded())
+                answer = await http.exchange(request.encoded(address))
         except (OSError, EOFError, TimeoutError) as error:
             calls.failed[f"{request}: {type(error).__name__}: {error}"] += 1
             return

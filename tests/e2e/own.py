@@ -12,6 +12,8 @@ import psutil
 from fleet.ports import free_port
 from fleet.process import Platform
 
+# Names a platform that runs, in place of one that the tests start.
+GIVEN = "MINDWEAVE_E2E_ADDRESS"
 START_PATIENCE = 240.0
 # Of many processes, where nobody asks how calls fare while one drains.
 SOON_ENDED = {"MINDWEAVE_DRAIN_DELAY": "0.5"}

@@ -43,7 +43,11 @@ _UPSTREAM_CONNECTIONS = 1_024
 _WAITING = 4_096
 _BUFFER_BYTES = 256 * 1024
 
-_HTTP = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
+CONNECTION_MANAGER = "envoy.filters.network.http_connection_manager"
+CONNECTION_MANAGER_TYPE = (
+    "type.googleapis.com/envoy.extensions.filters.network"
+    ".http_connection_manager.v3.HttpConnectionManager"
+)
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 _UPSTREAM = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _DOWNSTREAM_LIMIT = "envoy.resource_monitors.global_downstream_max_connections"
@@ -165,9 +169,9 @@ def configuration(
 
 def _connections(paths: Mapping[Front, str], trusted_hops: int | None) -> dict[str, Any]:
     return {
-        "name": "envoy.filters.network.http_connection_manager",
+        "name": CONNECTION_MANAGER,
         "typed_config": {
-            "@type": f"{_HTTP}.HttpConnectionManager",
+            "@type": CONNECTION_MANAGER_TYPE,
             "stat_prefix": "public",
             "codec_type": "HTTP1",
             "server_header_transformation": "PASS_THROUGH",
@@ -176,15 +180,7 @@ def _connections(paths: Mapping[Front, str], trusted_hops: int | None) -> dict[s
             "skip_xff_append": True,
             "xff_num_trusted_hops": trusted_hops or 0,
             "generate_request_id": True,
-            "max_request_headers_kb": math.ceil(HEADER_BYTES / 1024),
-            "request_headers_timeout": _seconds(HEADER_SECONDS),
-            "request_timeout": _seconds(_ANSWER_SECONDS),
-            "stream_idle_timeout": _seconds(_ANSWER_SECONDS),
-            "common_http_protocol_options": {
-                "idle_timeout": _seconds(_IDLE_SECONDS),
-                "max_headers_count": HEADER_FIELDS,
-            },
-            "local_reply_config": {"mappers": [_mapper(*item) for item in _ANSWERS.items()]},
+            **answers_and_limits(),
             "route_config": {
                 "name": "public",
                 "virtual_hosts": [
@@ -206,6 +202,26 @@ def _connections(paths: Mapping[Front, str], trusted_hops: int | None) -> dict[s
                 }
             ],
         },
+    }
+
+
+def answers_and_limits(also: Mapping[int, type[MindWeaveError]] | None = None) -> dict[str, Any]:
+    """At every public address: bounds of size and time, and what Envoy itself answers.
+
+    Args:
+        also: what it tells in place of a further status.
+    """
+    answers = {**_ANSWERS, **(also or {})}
+    return {
+        "max_request_headers_kb": math.ceil(HEADER_BYTES / 1024),
+        "request_headers_timeout": _seconds(HEADER_SECONDS),
+        "request_timeout": _seconds(_ANSWER_SECONDS),
+        "stream_idle_timeout": _seconds(_ANSWER_SECONDS),
+        "common_http_protocol_options": {
+            "idle_timeout": _seconds(_IDLE_SECONDS),
+            "max_headers_count": HEADER_FIELDS,
+        },
+        "local_reply_config": {"mappers": [_mapper(*item) for item in answers.items()]},
     }
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from tests.e2e.hostile.wire import HOST, Heard, connect, json_request, read_answer, request, talk
+from tests.e2e.hostile.wire import (
+    HOST,
+    PATIENCE,
+    Heard,
+    connect,
+    json_request,
+    read_answer,
+    request,
+    talk,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -31,7 +41,6 @@ def live(*fields: str, host: bytes = HOST) -> bytes:
 MALFORMED = {
     "nonsense": b"NONSENSE\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    "HTTP/2 with prior knowledge": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "HTTP/0.9": b"GET /health/live\r\n\r\n",
     "HTTP/3.0": b"GET /health/live HTTP/3.0\r\nHost: x\r\n\r\n",
     "an unknown method": request("BREW /health/live"),
@@ -40,7 +49,7 @@ MALFORMED = {
     "two Hosts": live(CLOSE, host=b"Host: a\r\nHost: b\r\n"),
     "a Host that is none": live(host=b"Host: a b<c>\r\n"),
     "a target without a path": request("GET http://elsewhere", CLOSE),
-    "a fragment": request("GET /health/live#here"),
+    "a fragment": request("GET /health/live#here", CLOSE),
     "NUL in the target": request("GET /orgs/\x00"),
     "bytes past ASCII in the target": request("GET /orgs/\xe9"),
     "a blank in a field's name": live("Bad Name: a"),
@@ -71,13 +80,16 @@ MALFORMED = {
 # What a proxy in front may make well-formed by itself before it sends it on: it is then answered as
 # what it has become.
 MENDED = {
-    "a tunnel": 404,
-    "two Hosts": 200,
-    "a target without a path": 404,
-    "CR in a field": 200,
-    "a folded field": 200,
-    "a chunk longer than it says": 422,
+    "a tunnel": {404},
+    # Neither is ours, where the proxy knows what is.
+    "two Hosts": {200, 404},
+    "a target without a path": {404},
+    "a fragment": {200},
+    "CR in a field": {200},
+    "a folded field": {200},
+    "a chunk longer than it says": {422},
 }
+CLEANED = {"/auth/%2e%2e/orgs": "/orgs", "//orgs": "/orgs"}
 
 
 async def refused(address: str, heard: Heard, *statuses: int) -> None:
@@ -91,10 +103,21 @@ async def refused(address: str, heard: Heard, *statuses: int) -> None:
 
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_what_is_no_request_is_a_400_and_ends_the_connection(address: str, name: str) -> None:
-    heard = await talk(address, MALFORMED[name])
-    if heard.statuses == [200] == [MENDED.get(name)]:
+    heard, mended = await talk(address, MALFORMED[name]), MENDED.get(name, set())
+    if heard.statuses == [200] and 200 in mended:
         return
-    await refused(address, heard, 400, MENDED.get(name, 400))
+    await refused(address, heard, 400, *mended)
+
+
+async def test_http_2_with_prior_knowledge_is_spoken_or_refused(address: str) -> None:
+    preface, settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\4\0\0\0\0\0"
+    reader, writer = await connect(address)
+    writer.write(preface + settings)
+    async with asyncio.timeout(PATIENCE):
+        answer = await reader.readexactly(len(settings))
+    writer.transport.abort()
+    if answer[3:] != settings[3:]:
+        await refused(address, await talk(address, preface), 400)
 
 
 async def test_nothing_behind_a_malformed_request_is_answered(address: str) -> None:
@@ -140,14 +163,19 @@ async def test_a_flood_of_header_fields_is_a_431(address: str, head: bytes) -> N
 )  # fmt: skip
 async def test_a_strange_path_is_no_other_route(own_tenant, address: str, path: str) -> None:
     token = own_tenant.owner.tokens["access_token"]
-    heard = await talk(address, request(f"GET {path}", CLOSE, f"Authorization: Bearer {token}"))
+    fields = (CLOSE, f"Authorization: Bearer {token}")
+    heard = await talk(address, request(f"GET {path}", *fields))
+    if path in CLEANED and heard.statuses == [200]:
+        meant = await talk(address, request(f"GET {CLEANED[path]}", *fields))
+        assert heard.answers[0].body == meant.answers[0].body
+        return
     await refused(address, heard, 400, 404, 422)
 
 
 async def test_an_absolute_target_means_its_path(address: str) -> None:
-    heard = await talk(address, request("GET http://elsewhere.example/health/live", CLOSE))
+    heard = await talk(address, request(f"GET {address}/health/live", CLOSE))
     assert heard.statuses == [200]
-    await refused(address, await talk(address, request("GET http://a/auth/me", CLOSE)), 401)
+    await refused(address, await talk(address, request(f"GET {address}/auth/me", CLOSE)), 401)
 
 
 async def test_the_whole_server_as_a_target_is_no_route(address: str) -> None:
@@ -164,7 +192,7 @@ async def test_no_other_protocol_is_upgraded_to(address: str, wanted: str) -> No
     sent = live("Connection: Upgrade, close", f"Upgrade: {wanted}")
     heard = await talk(address, sent)
     assert len(heard.answers) == 1
-    assert heard.statuses[0] in (200, 400, 403), heard
+    assert heard.statuses[0] in (200, 400, 403, 404), heard
 
 
 async def test_a_trailer_field_is_no_header_field(own_tenant, address: str) -> None:

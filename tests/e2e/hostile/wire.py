@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.e2e.own import GIVEN
+
 PATIENCE = 45.0
-HOST = b"Host: platform\r\n"
+# Of the address that was given, which may have to be named; the tests' own platform takes any.
+HOST = f"Host: {urlsplit(os.environ.get(GIVEN, 'http://platform')).netloc}\r\n".encode()
 
 
 @dataclass
