@@ -85,6 +85,7 @@ def migrate(data: Data = DEFAULT_DATA) -> None:
 
     Of the databases that settings name; where they name none, of those in --data.
     """
+    end_in_order()
     with told_in_a_line():
         from fleet.migrate import run_migrations
 
