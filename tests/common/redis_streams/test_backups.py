@@ -42,6 +42,32 @@ async def test_what_backups_need_is_kept_until_there_is_no_room_for_it(
     await bus.stop()
 
 
+async def test_the_room_for_what_backups_need_is_told_from_the_first_backup_on(
+    broker: RedisStreams, topic: str
+) -> None:
+    bus = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), max_records=100)
+    await bus.declare(topic, 2, ["ledger"])
+    records = [Outgoing(b"x", partition=1)] * 40
+    tokens = await bus.publish(topic, records)
+    assert await bus.room(topic, BACKUPS) is None
+    await bus.declare(topic, 2, [BACKUPS])
+    await bus.commit(topic, 1, "ledger", tokens[-1])
+    assert await bus.room(topic, BACKUPS) == pytest.approx(0.6)
+    await bus.commit(topic, 1, BACKUPS, tokens[29])
+    assert await bus.room(topic, BACKUPS) == pytest.approx(0.9)
+    # Each counts at once, so that what backups need gives way.
+    for _ in range(3):
+        (*_, last) = await bus.publish(topic, records)
+        await bus.commit(topic, 1, "ledger", last)
+    assert await bus.room(topic, BACKUPS) == 0
+    await bus.declare(topic, 2, [BACKUPS])
+    await bus.commit(topic, 1, BACKUPS, last)
+    assert await bus.room(topic, BACKUPS) == 1
+    await bus.replace(topic, 3, ["ledger"])
+    assert await bus.room(topic, BACKUPS) == 0
+    await bus.stop()
+
+
 @pytest.mark.usefixtures("little_memory")
 async def test_what_backups_need_goes_before_the_server_has_no_memory(
     bus: RedisStreamsBus, topic: str
