@@ -109,6 +109,22 @@ def partitions(
         change_partitions(count, data, lambda line: print(line, flush=True))
 
 
+@app.command("add-node")
+def add_node(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Of a server with Citus.")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Add a node to the databases that grow, and move its share of their shards there.
+
+    Events are taken and counted meanwhile. Ended in the middle, it is run again.
+    """
+    end_in_order()
+    with told_in_a_line():
+        from fleet.nodes import add_node as add
+
+        add(address, data, partial(print, flush=True))
+
+
 @app.command()
 def reprice(
     org: Annotated[UUID, typer.Option(help="The organization's id.")],
