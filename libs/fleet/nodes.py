@@ -64,7 +64,7 @@ async def _add(
             await connection.execute(
                 "SELECT rebalance_table_shards(shard_transfer_mode := 'force_logical')"
             )
-            shards = await connection.fetchrow(
+            (shards,) = await connection.fetch(
                 """
                 SELECT count(*) AS all, count(*) FILTER (
                     WHERE nodename = $1 AND nodeport = $2
