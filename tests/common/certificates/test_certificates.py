@@ -148,12 +148,15 @@ async def test_a_renewed_certificate_of_the_streams_takes_no_restart(
 class Certified(Kafka):
     """One that speaks TLS."""
 
-    def __init__(self, folder: Path, certificate: Path) -> None:
+    def __init__(self, folder: Path, certificate: Path, trusted: Path) -> None:
         options = {
             "listener.security.protocol.map": "PLAINTEXT:SSL,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "PLAINTEXT",
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(certificate),
+            # It tries its own certificate.
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(trusted),
         }
         super().__init__(folder, options)
 
@@ -179,7 +182,7 @@ def certificate(tmp_path: Path) -> Path:
 @pytest.fixture
 def kafka(tmp_path: Path, ours: Authority, certificate: Path) -> Iterator[Kafka]:
     ours.sign(certificate)
-    server = Certified(tmp_path / "kafka", certificate)
+    server = Certified(tmp_path / "kafka", certificate, ours.file)
     server.start()
     yield server
     server.stop()
