@@ -14,7 +14,8 @@ import typer
 
 from fleet.cli import app
 from fleet.services import owners
-from tests.chart.rendering import ROOT, environment, rendered, template
+from tests.chart.conftest import DEPLOY
+from tests.chart.rendering import ROOT, environment, load, rendered, template
 
 pytestmark = pytest.mark.unit
 
@@ -118,6 +119,26 @@ def test_its_arguments_are_understood() -> None:
     given = command.make_context(name, words).params
     assert given["accept_loss"] is True
     assert given["folder"] is None
+
+
+def test_the_cluster_that_is_recovered_differs_in_where_it_begins_and_archives_alone() -> None:
+    before, after = (
+        next(
+            found["spec"]
+            for found in load((DEPLOY / file).read_text())
+            if found["kind"] == "Cluster" and found["metadata"]["name"] == "timescale"
+        )
+        for file in ("operators/postgresql.yaml", "backups/recovery.yaml")
+    )
+    assert {name for name in after if after[name] != before.get(name)} == {
+        *("bootstrap", "externalClusters", "plugins"),
+    }
+    (source,) = after["externalClusters"]
+    (archive,) = after["plugins"]
+    assert after["bootstrap"]["recovery"]["source"] == source["name"]
+    read, written = source["plugin"]["parameters"], archive["parameters"]
+    assert read["barmanObjectName"] == written["barmanObjectName"]
+    assert read["serverName"] != written["serverName"]
 
 
 def python(path: Path, *words: str) -> str:
