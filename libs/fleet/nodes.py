@@ -58,6 +58,7 @@ async def _add(
                 "SELECT true FROM pg_dist_node WHERE nodename = $1 AND nodeport = $2", *place
             )
             if not known:
+                await _make_database(connection, node, service)
                 await bootstrap(node, service, there)
                 await _make_extension(_named(node, service), service)
                 await connection.execute("SELECT citus_add_node($1, $2)", *place)
@@ -80,6 +81,41 @@ async def _add(
 async def _require_citus(connection: Connection, service: str) -> None:
     if not await connection.fetchval("SELECT true FROM pg_extension WHERE extname = 'citus'"):
         raise SettingsError(f"DATABASE_URL: the database {service} there has no Citus")
+
+
+async def _make_database(coordinator: Connection, node: str, service: str) -> None:
+    """As it is here: a node that sorts texts otherwise would give other first rows."""
+    connection = await connect(node, service)
+    try:
+        if await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", service):
+            return
+        owner = f"{service}_owner"
+        if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", owner):
+            await connection.execute(
+                await connection.fetchval("SELECT format('CREATE ROLE %I LOGIN', $1::text)", owner)
+            )
+        here = await coordinator.fetchval(
+            """
+            SELECT format(
+                'CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING %L'
+                ' LC_COLLATE %L LC_CTYPE %L LOCALE_PROVIDER ',
+                datname, $1::text, pg_encoding_to_char(encoding), datcollate, datctype
+            ) || CASE datlocprovider
+                WHEN 'i' THEN format('icu ICU_LOCALE %L', locale)
+                WHEN 'b' THEN format('builtin BUILTIN_LOCALE %L', locale)
+                ELSE 'libc'
+            END
+            FROM pg_database AS d, coalesce(
+                -- Its name until PostgreSQL 16, and since.
+                to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale'
+            ) AS locale
+            WHERE datname = current_database()
+            """,
+            owner,
+        )
+        await connection.execute(here)
+    finally:
+        await connection.close()
 
 
 async def _make_extension(dsn: str, service: str) -> None:
