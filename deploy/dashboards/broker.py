@@ -25,6 +25,14 @@ def made() -> Dashboard:
             width=12,
             limit=0.5,
         ),
+        graph(
+            "Room for the last backup",
+            "Share of a partition that is left before records go that a restore of the last backup"
+            " needs; at 0 they are gone. Redis Streams alone, once there was a backup.",
+            "percentunit",
+            Query("min by (topic) (mindweave_backup_room_ratio)", "{{topic}}"),
+            width=24,
+        ),
     ]
     delivered = [
         graph(

@@ -85,6 +85,7 @@ def migrate(data: Data = DEFAULT_DATA) -> None:
 
     Of the databases that settings name; where they name none, of those in --data.
     """
+    end_in_order()
     with told_in_a_line():
         from fleet.migrate import run_migrations
 
@@ -106,6 +107,22 @@ def partitions(
         from fleet.partitions import change_partitions
 
         change_partitions(count, data, lambda line: print(line, flush=True))
+
+
+@app.command("add-node")
+def add_node(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Of a server with Citus.")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Add a node to the databases that grow, and move its share of their shards there.
+
+    Events are taken and counted meanwhile. Ended in the middle, it is run again.
+    """
+    end_in_order()
+    with told_in_a_line():
+        from fleet.nodes import add_node as add
+
+        add(address, data, partial(print, flush=True))
 
 
 @app.command()

@@ -9,24 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
-from prometheus_client import CollectorRegistry
-
-from common.clock import SystemClock
-from common.database import Database
 from common.errors import MindWeaveError, NotFound
-from common.identity.sealing import Sealer
-from common.settings import sealing_key
-from common.telemetry import Metrics, Telemetry, Tracing, configure_logs
-from fleet.partitions import ledger_settings
+from common.telemetry import configure_logs
+from fleet.access import LEDGER, database, ledger_settings
 from services.usage_tracker.domain.pricing import usd
 from services.usage_tracker.store.raw_export import EXPORTED, ExportStore
 
-_SERVICE = "usage_tracker"
 _SUFFIX = ".parquet"
 # Events in memory at once, which are a row group of the file.
 _EVENTS = 20_000
@@ -97,21 +89,9 @@ async def _export(
     org_id: UUID, since: datetime, until: datetime, out: Path, data: Path
 ) -> Exported:
     settings = ledger_settings(data)
-    tracing = Tracing(None, version=version("mindweave"))
-    telemetry = Telemetry(_SERVICE, metrics=Metrics(CollectorRegistry()), tracing=tracing)
-    db = await Database.open(
-        settings.runtime_dsn(_SERVICE),
-        name=_SERVICE,
-        size=1,
-        clock=SystemClock(),
-        sealer=Sealer(sealing_key(settings, _SERVICE)),
-        telemetry=telemetry,
-    )
-    try:
+    async with database(settings, LEDGER) as db:
         store = ExportStore(db, timedelta(days=settings.raw_retention_days))
         return await exported(store, org_id, since, until, out)
-    finally:
-        await db.close()
 
 
 async def exported(

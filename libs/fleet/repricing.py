@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from uuid import UUID
 
-from prometheus_client import CollectorRegistry
-
-from common.clock import SystemClock
 from common.database import Database
 from common.errors import NotFound
-from common.identity.sealing import Sealer
-from common.settings import sealing_key
-from common.telemetry import Metrics, Telemetry, Tracing, configure_logs
-from fleet.partitions import ledger_settings
+from common.telemetry import configure_logs
+from fleet.access import LEDGER, database, ledger_settings
 from services.usage_tracker.domain.pricing import NANO
 from services.usage_tracker.store import LayoutStore, RepricingStore
 
-_SERVICE = "usage_tracker"
 _LOOK_SECONDS = 0.2
 _TELL_EVERY = 50
 
@@ -51,21 +44,8 @@ def reprice(
 async def _reprice(
     org_id: UUID, since: datetime, until: datetime, data: Path, tell: Callable[[str], None]
 ) -> None:
-    settings = ledger_settings(data)
-    tracing = Tracing(None, version=version("mindweave"))
-    telemetry = Telemetry(_SERVICE, metrics=Metrics(CollectorRegistry()), tracing=tracing)
-    db = await Database.open(
-        settings.runtime_dsn(_SERVICE),
-        name=_SERVICE,
-        size=1,
-        clock=SystemClock(),
-        sealer=Sealer(sealing_key(settings, _SERVICE)),
-        telemetry=telemetry,
-    )
-    try:
+    async with database(ledger_settings(data), LEDGER) as db:
         await ordered(db, org_id, since, until, tell)
-    finally:
-        await db.close()
 
 
 async def ordered(

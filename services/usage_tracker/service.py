@@ -19,6 +19,7 @@ from services.usage_tracker.actions.raw_events import RawEvents
 from services.usage_tracker.actions.repricing import Repricing
 from services.usage_tracker.actions.sessions import Sessions
 from services.usage_tracker.actions.turns import Shares, Turns
+from services.usage_tracker.consumer.backups import BackupRoom
 from services.usage_tracker.consumer.compaction import SessionCompaction, WindowCompaction
 from services.usage_tracker.consumer.events import EventsConsumer
 from services.usage_tracker.consumer.forgetting import Forgetting, eviction
@@ -121,6 +122,7 @@ async def build(runtime: Runtime) -> Parts:
             SessionCompaction(sessions).periodic(),
             forgetting.periodic(),
             repricing.periodic(),
+            BackupRoom(runtime.bus, telemetry).periodic(),
             EventConsumer(bus=runtime.bus, db=db, handlers={"org.deleted": forgetting.org_deleted}),
         ],
     )

@@ -17,6 +17,11 @@ SETS: dict[str, dict[str, Any]] = {
     "a laptop": {"files": (DEPLOY / "dev.yaml",)},
     "production": {"files": (DEPLOY / "production.yaml",)},
     "an upgrade": {"options": ("--is-upgrade",)},
+    "an upgrade that rejoins": {
+        "files": (DEPLOY / "production.yaml",),
+        "values": {"rejoin": {"enabled": True}},
+        "options": ("--is-upgrade",),
+    },
     "production with KEDA": {
         "files": (DEPLOY / "production.yaml",),
         "options": ("--api-versions", KEDA),

@@ -20,7 +20,7 @@ CHART = yaml.safe_load((ROOT / "charts/mindweave/values.yaml").read_text())
 BLOCKS = re.findall(r"^ *```\n(.*?)^ *```$", PAGE, re.DOTALL | re.MULTILINE)
 LINES = [line.strip().split("  ")[0] for block in BLOCKS for line in block.splitlines()]
 HELM = {"install", "upgrade", "rollback"}
-OTHERS = {"mkdir", "mv", "kubectl", "SELECT"}
+OTHERS = {"mkdir", "mv", "kubectl"}
 # A name, and how to tell that a cluster has played it.
 CLUSTER = "`make e2e-cluster`"
 

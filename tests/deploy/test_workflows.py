@@ -84,3 +84,14 @@ def test_a_job_ends_in_time_and_keeps_no_credentials(name: str) -> None:
             assert step["with"]["persist-credentials"] is False
         # What a person names reaches a shell as a variable, never as a part of the script.
         assert "${{" not in step.get("run", "")
+
+
+def test_a_job_that_is_run_again_replaces_what_it_had_left() -> None:
+    left = [
+        (name, step["with"])
+        for name, job in jobs()
+        for step in job.get("steps", ())
+        if step.get("uses", "").startswith("actions/upload-artifact@")
+    ]
+    assert left
+    assert [(name, given["name"]) for name, given in left if not given.get("overwrite")] == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -11,6 +13,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from common.events.bus import BACKUPS, LEDGER_TOPIC
+from common.events.drivers import bus_for
+from common.testing import silent_telemetry
+from fleet.access import ledger_settings
 from fleet.embedded.folder import read_run
 from tests.deploy.prometheus import Prometheus, prometheus
 from tests.deploy.written import panels, rules
@@ -28,8 +34,28 @@ def server(address: str, data_folder: Path, tmp_path_factory) -> Iterator[Promet
     run = read_run(data_folder)
     assert run is not None
     targets = [process["metrics"] for process in run["processes"]]
-    with prometheus(targets, tmp_path_factory.mktemp("prometheus")) as found:
+    with (
+        held_for_a_backup(data_folder),
+        prometheus(targets, tmp_path_factory.mktemp("prometheus")) as found,
+    ):
         yield found
+
+
+@contextmanager
+def held_for_a_backup(data_folder: Path) -> Iterator[None]:
+    """As if one had been made: the broker keeps what comes."""
+
+    async def change(*, hold: bool) -> None:
+        bus = bus_for(ledger_settings(data_folder), telemetry=silent_telemetry())
+        if hold:
+            await bus.declare(LEDGER_TOPIC, await bus.partitions(LEDGER_TOPIC), [BACKUPS])
+        else:
+            await bus.forget(LEDGER_TOPIC, BACKUPS)
+        await bus.stop()
+
+    asyncio.run(change(hold=True))
+    yield
+    asyncio.run(change(hold=False))
 
 
 def event(model: str, **fields: object) -> dict[str, object]:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +16,25 @@ import redis
 
 from fleet.embedded import DataFolder, DidNotStart, InUse, Postgres, Valkey
 from fleet.embedded.folder import read_run, start_together
+from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.store
+
+# Starts a broker in a folder, and dies just before it does something with the file of its pid.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fleet.embedded import Valkey
+
+folder, event = sys.argv[1:]
+
+def die(told, given):
+    if told == event and str(given[0]).endswith("broker.new"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(die)
+Valkey(Path(folder) / "broker", "password", durable=True).start()
+"""
 
 
 @pytest.fixture
@@ -71,19 +91,21 @@ async def test_postgres_lets_nobody_in_without_its_password(folder: DataFolder) 
         await asyncpg.connect(server.admin_dsn.replace(folder.password("postgres"), "guess"))
 
 
-def test_postgres_that_outlived_a_parent_which_had_not_noted_it_is_found(
-    folder: DataFolder,
+@pytest.mark.parametrize("event", ["open", "os.rename"])
+async def test_a_server_whose_parent_is_killed_before_it_has_noted_it_does_not_run_on(
+    event: str, tmp_path: Path
 ) -> None:
-    server = folder.postgres()
-    server.start()
-    assert server.pid is not None
-    stray = psutil.Process(server.pid)
-    (folder.path / "postgres.pid").unlink()
-    again = folder.postgres()
-    again.stop()
-    assert stray.is_running()
-    again.end_strays()
-    assert not stray.is_running() or stray.status() == psutil.STATUS_ZOMBIE
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", KILLED, tmp_path, event], check=False, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "broker.pid").exists()
+    await eventually(lambda: not _working_in(tmp_path))
+
+
+def _working_in(folder: Path) -> list[int]:
+    lines = ((p.pid, p.info["cmdline"]) for p in psutil.process_iter(["cmdline"]))
+    return [pid for pid, line in lines if any(str(folder) in word for word in line or ())]
 
 
 async def test_a_server_that_outlived_its_parent_is_adopted(folder: DataFolder) -> None:

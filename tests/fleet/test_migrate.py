@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
 from common.errors import NotReady
 from common.service import Parts, Runtime, Service
 from common.settings import Settings, SettingsError
 from fleet import migrate
+from fleet.environment import without_settings
 from fleet.migrate import migrate_all, run_migrations
 from fleet.services import Owner
+from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.store
 
@@ -128,3 +133,18 @@ def test_without_a_name_the_folder_is_migrated_and_may_still_choose_its_broker(
     assert list(run_migrations(data)) == list(NAMES)
     assert run_migrations(data) == {name: [] for name in NAMES}
     assert {file.name for file in data.iterdir()} & {"events", "broker", "cache", "kafka"} == set()
+
+
+async def test_a_migration_that_is_asked_to_end_stops_the_server_that_it_has_started(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    command = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fleet", "migrate", f"--data={data}"), env=without_settings()
+    )
+    await eventually((data / "postgres.pid").exists)
+    server = psutil.Process(int((data / "postgres.pid").read_text()))
+    command.send_signal(signal.SIGTERM)
+    assert await command.wait() == 128 + signal.SIGTERM
+    assert not server.is_running()
+    assert not (data / "postgres.pid").exists()

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
+from common.certificates import refusal
 from common.errors import Unavailable
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -93,7 +94,15 @@ def connecting(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        _log.warning("no connection to the database of %s: %r", name, error)
+        if (why := refusal(error)) is not None:
+            _log.error(
+                "the certificate of the database of %s is refused: %s;"
+                " sslrootcert in DATABASE_URL names the authorities that are trusted",
+                name,
+                why,
+            )
+        else:
+            _log.warning("no connection to the database of %s: %r", name, error)
         raise Unavailable(
             "The database is not available.", code="database_unavailable", retry_after=1
         ) from error

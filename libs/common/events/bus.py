@@ -204,6 +204,15 @@ class Bus(Protocol):
         """Keep nothing for this group any more."""
         ...
 
+    async def room(self, topic: str, group: str) -> float | None:
+        """How much may come before the broker drops what it keeps for a group that must give way.
+
+        Returns:
+            Of the fullest partition, as a share of what it holds; 0 where some was dropped. None
+            where the group was never declared, and where their number does not bound records.
+        """
+        ...
+
     async def lag(self, topic: str, group: str) -> int:
         """Records that the group has not committed, over all partitions."""
         ...

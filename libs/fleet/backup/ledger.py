@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry
-
-from common.clock import SystemClock
 from common.database import Database
 from common.events.bus import RETRY, Bus, retry_topic
 from common.events.catalog import event_types
 from common.events.drivers import bus_for
 from common.events.ledger import Places
-from common.identity.sealing import Sealer
-from common.settings import Settings, sealing_key
-from common.telemetry import Metrics, Telemetry, Tracing
+from common.settings import Settings
+from fleet.access import database
 from fleet.services import owners
 from services.analytics.consumer import TOPIC as WINDOWS
 from services.usage_tracker.domain.records import EVENTS_TOPIC as EVENTS
@@ -46,28 +41,16 @@ class Ledger:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Ledger]:
     """The ledger that the settings name, as the runtime roles of its services."""
-    tracing = Tracing(None, version=version("mindweave"))
-    clock = SystemClock()
-    async with AsyncExitStack() as closing:
-
-        async def database(name: str) -> Database:
-            telemetry = Telemetry(name, metrics=Metrics(CollectorRegistry()), tracing=tracing)
-            found = await Database.open(
-                settings.runtime_dsn(name),
-                name=name,
-                size=2,
-                clock=clock,
-                sealer=Sealer(sealing_key(settings, name)),
-                telemetry=telemetry,
-            )
-            closing.push_async_callback(found.close)
-            return found
-
-        tracker, analytics = await database("usage_tracker"), await database("analytics")
+    async with (
+        database(settings, "usage_tracker", size=2) as tracker,
+        database(settings, "analytics", size=2) as analytics,
+    ):
         bus = bus_for(settings, telemetry=tracker.telemetry)
-        closing.push_async_callback(bus.stop)
-        await bus.start()
-        yield Ledger(bus, tracker, analytics)
+        try:
+            await bus.start()
+            yield Ledger(bus, tracker, analytics)
+        finally:
+            await bus.stop()
 
 
 def told() -> list[str]:

@@ -24,11 +24,11 @@ from common.events.envelope import unpack
 from common.events.ledger import LEASE, Fenced, Places, Stored
 from common.settings import Settings
 from common.telemetry import configure_logs
+from fleet.access import ledger_settings
 from fleet.backup.fitting import require_fit, require_same_broker
 from fleet.backup.folder import BackupFailed, BackupFolder, Kept, name_of
 from fleet.backup.ledger import READERS, Ledger, is_read, opened, told
 from fleet.backup.reading import read_up_to
-from fleet.partitions import ledger_settings
 from services.analytics.consumer import TOPIC as WINDOWS
 from services.analytics.domain.windows import Windows
 from services.analytics.store import RollupStore

@@ -49,9 +49,7 @@ def restore(path: Path, data: Path, *, accept_loss: bool, tell: Callable[[str], 
         asyncio.run(verify(backup.postgres))
         tell(f"{backup.path} is whole: of {manifest.began_at:%Y-%m-%d %H:%M:%S} UTC")
         # One that a killed process left behind would write into files that are gone.
-        server = folder.postgres()
-        server.stop()
-        server.end_strays()
+        folder.postgres().stop()
         folder.begin_restore()
         try:
             shutil.rmtree(postgres, ignore_errors=True)

@@ -13,12 +13,12 @@ from common.errors import Unavailable
 from common.events.bus import BACKUPS, Bus, OffsetLost, TopicUnknown, token_of
 from common.settings import Settings
 from common.telemetry import configure_logs
+from fleet.access import ledger_settings
 from fleet.backup.fitting import broker_of
 from fleet.backup.folder import BackupFailed, BackupFolder, Manifest, Writer, fingerprint, name_of
 from fleet.backup.ledger import READERS, Ledger, is_read, opened, told
 from fleet.backup.postgres import copy_of
 from fleet.backup.reading import read_up_to
-from fleet.partitions import ledger_settings
 from services.analytics.consumer import TOPIC as WINDOWS
 from services.usage_tracker.domain.layout import State
 from services.usage_tracker.domain.records import EVENTS_TOPIC as EVENTS

@@ -14,6 +14,9 @@ import psutil
 _LONGEST_SOCKET_PATH = 107
 _POLL = 0.02
 _STOP_SECONDS = 30.0
+# Becomes the server when it is told that its pid is noted, and ends where its parent does before.
+_SHELL = "/bin/sh"
+_ONCE_NOTED = 'read -r _ && exec "$@" < /dev/null'
 _TOLD_TO_SERVERS = frozenset(
     {
         "HOME",
@@ -110,23 +113,28 @@ class Daemon(ABC):
             time.sleep(0.3)
 
     def _launch(self) -> None:
-        command = self.command()
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._child = os.posix_spawn(
-            command[0],
-            command,
-            server_environment(),
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(self._log_file), append, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-            setsigdef=[signal.SIGPIPE],
-        )
-        unfinished = self._pid_file.with_suffix(".new")
-        unfinished.write_text(str(self._child))
-        unfinished.rename(self._pid_file)
+        waiting, telling = os.pipe()
+        try:
+            self._child = os.posix_spawn(
+                _SHELL,
+                [_SHELL, "-c", _ONCE_NOTED, self.name, *self.command()],
+                server_environment(),
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, waiting, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, str(self._log_file), append, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsid=True,
+                setsigdef=[signal.SIGPIPE],
+            )
+            unfinished = self._pid_file.with_suffix(".new")
+            unfinished.write_text(str(self._child))
+            unfinished.rename(self._pid_file)
+            os.write(telling, b"\n")
+        finally:
+            os.close(waiting)
+            os.close(telling)
 
     def _wait_until_it_answers(self, deadline: float) -> bool:
         while time.monotonic() < deadline:

@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-import psutil
-
 from fleet.embedded.daemon import Daemon, DidNotStart, fits_a_socket, server_environment
 from fleet.ports import HOST, free_port
 
@@ -152,17 +150,6 @@ class Postgres(Daemon):
             str(self.folder),
             *(part for name, value in options.items() for part in ("-c", f"{name}={value}")),
         ]
-
-    def end_strays(self) -> None:
-        """Kill a server in the folder of which no pid file tells: so soon was its parent killed."""
-        words = {str(binaries() / "postgres"), str(self.folder)}
-        for process in psutil.process_iter():
-            try:
-                stray = words <= set(process.cmdline())
-            except psutil.Error:
-                continue
-            if stray:
-                self._kill(process)
 
     def answers(self) -> bool:
         if not self._says_ready():

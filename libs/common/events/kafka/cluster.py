@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
+from common.certificates import refusal
 from common.events.bus import BusUnavailable, TopicUnknown
 from common.events.kafka.protocol import TopicsRequest
 from common.events.worker import cut
@@ -85,13 +86,22 @@ class Client(AIOKafkaClient):
     async def bootstrap(self) -> None:
         """Learn of the brokers; the library's own leaves a connection behind when cancelled."""
         for host, port, _ in self.hosts:
-            with suppress(KafkaError, OSError, TimeoutError):
+            try:
                 conn = await create_conn(host, port, **self._options)
                 try:
                     self.cluster.update_metadata(await conn.send(MetadataRequest([])))
                 finally:
                     conn.close()
                 break
+            except (KafkaError, OSError, TimeoutError) as error:
+                if (why := refusal(error)) is not None:
+                    _logger.error(
+                        "the certificate of Kafka at %s:%s is refused: %s;"
+                        " MINDWEAVE_KAFKA_CA_FILE names the authorities that are trusted",
+                        host,
+                        port,
+                        why,
+                    )
         else:
             raise KafkaConnectionError(f"no broker answers at {self._bootstrap_servers}")
         self._sync_task = asyncio.create_task(self._md_synchronizer())

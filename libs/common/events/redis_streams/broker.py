@@ -15,6 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
+from common.certificates import refusal
 from common.events.bus import BusFull, BusUnavailable
 from common.events.redis_streams.entries import Entries
 
@@ -114,7 +115,15 @@ class Broker:
         except failures.OutOfMemoryError as error:
             raise BusFull("The event broker has no memory left.") from error
         except (failures.ConnectionError, failures.TimeoutError, OSError) as error:
-            _logger.info("the broker at %s does not answer: %s", self.address, error)
+            if (why := refusal(error)) is not None:
+                _logger.error(
+                    "the certificate of the broker at %s is refused: %s;"
+                    " ssl_ca_certs in REDIS_URL names the authorities that are trusted",
+                    self.address,
+                    why,
+                )
+            else:
+                _logger.info("the broker at %s does not answer: %s", self.address, error)
             raise BusUnavailable from error
         except failures.ReadOnlyError as error:
             raise BusUnavailable from error

@@ -30,6 +30,7 @@ from common.events.redis_streams.broker import BLOCK, Broker
 from common.events.redis_streams.entries import Entries, encode_headers, records_of
 from common.events.redis_streams.keys import (
     end_field,
+    group_field,
     groups_key,
     number,
     stream_key,
@@ -207,6 +208,28 @@ class RedisStreamsBus:
         """What the group has committed last; None before its first commit."""
         token = await self.broker.command("HGET", groups_key(topic, partition), group)
         return token.decode() if token is not None and number(token.decode()) else None
+
+    async def room(self, topic: str, group: str) -> float | None:
+        parts = range(await self.partitions(topic))
+        declared, ends, *groups = await self.broker.pipeline(
+            [
+                ("HGET", topic_key(topic), group_field(group)),
+                ("HMGET", topic_key(topic), *(end_field(p) for p in parts)),
+                *(("HVALS", groups_key(topic, p)) for p in parts),
+                *(("HEXISTS", groups_key(topic, p), group) for p in parts),
+            ]
+        )
+        if declared is None:
+            return None
+        committed, kept = groups[: len(parts)], groups[len(parts) :]
+        if not all(kept):
+            return 0.0
+        most = 0
+        for end, tokens in zip(ends, committed, strict=True):
+            if end is not None:
+                least = min(number(token.decode()) for token in tokens)
+                most = max(most, number(end.decode()) - least)
+        return max(0.0, 1 - most / self._max_records)
 
     async def lag(self, topic: str, group: str) -> int:
         parts = range(await self.partitions(topic))

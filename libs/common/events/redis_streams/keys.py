@@ -23,6 +23,10 @@ def end_field(partition: int) -> str:
     return f"end:{partition}"
 
 
+def group_field(group: str) -> str:
+    return f"group:{group}"
+
+
 def number(token: str) -> int:
     """The number of a record in its partition, from 1 and without gaps."""
     return int(token.rpartition("-")[2])

@@ -2,7 +2,8 @@
 
 Keys of a topic ``t`` and its partition ``p``:
 
-- ``mw:t``: hash of ``partitions``, ``birth`` and ``end:p``, the token of the last record.
+- ``mw:t``: hash of ``partitions``, ``birth``, ``end:p``, the token of the last record, and
+  ``group:backups``, which tells for good that something was once kept for that group.
 - ``mw:t:p``: the stream. Its ids are ``<milliseconds>-<number>``: both only grow, and the numbers
   have no gaps, so that a reader sees at once where records are missing.
 - ``mw:t:p:groups``: hash of the token that each group has committed, ``0-0`` before its first. What
@@ -61,8 +62,11 @@ end
 for k = 2, #KEYS do
   for g = 3, #ARGV do redis.call('HSETNX', KEYS[k], ARGV[g], '0-0') end
 end
+for g = 3, #ARGV do
+  if ARGV[g] == 'BACKUPS' then redis.call('HSET', KEYS[1], 'group:BACKUPS', '1') end
+end
 return tonumber(ARGV[1])
-"""
+""".replace("BACKUPS", BACKUPS)
 )
 
 # KEYS: topic, stream and groups of every old partition, groups of every new one. ARGV: partitions,
@@ -72,13 +76,15 @@ REPLACE = (
     + """
 local old = tonumber(ARGV[3])
 if tonumber(redis.call('HGET', KEYS[1], 'partitions') or '0') ~= old then return 0 end
+local once = redis.call('HGET', KEYS[1], 'group:BACKUPS')
 for k = 1, 1 + 2 * old do redis.call('DEL', KEYS[k]) end
 redis.call('HSET', KEYS[1], 'partitions', ARGV[1], 'birth', ARGV[2])
+if once then redis.call('HSET', KEYS[1], 'group:BACKUPS', once) end
 for k = 2 + 2 * old, #KEYS do
   for g = 4, #ARGV do redis.call('HSET', KEYS[k], ARGV[g], '0-0') end
 end
 return 1
-"""
+""".replace("BACKUPS", BACKUPS)
 )
 
 # KEYS: topic, then stream and groups of each target. ARGV: records a stream may hold, records

@@ -4,64 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import psutil
 import pytest
 import redis.asyncio
 import redis.exceptions
 
-from common.events.bus import (
-    BACKUPS,
-    LEDGER_TOPIC,
-    BusFull,
-    BusUnavailable,
-    OffsetLost,
-    Outgoing,
-    Record,
-)
+from common.events.bus import BusFull, BusUnavailable, OffsetLost, Outgoing, Record
 from common.events.delivery import Delivery
 from common.events.redis_streams import RedisStreamsBus
 from common.testing import silent_telemetry
 from tests.common.brokers import RedisStreams
+from tests.common.redis_streams.conftest import KILOBYTE, fill
 from tests.common.waiting import eventually
 
 pytestmark = pytest.mark.bus
-
-KILOBYTE = 1024
-MEGABYTE = 1024 * KILOBYTE
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisStreams]:
-    server = RedisStreams(tmp_path_factory.mktemp("streams"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def server(broker: RedisStreams) -> AsyncIterator[Any]:
-    """The server itself."""
-    client = redis.asyncio.Redis.from_url(broker.address)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-async def bus(broker: RedisStreams) -> AsyncIterator[RedisStreamsBus]:
-    bus = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), lease=1.0)
-    yield bus
-    await bus.stop()
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"topic-{uuid4().hex[:12]}"
 
 
 async def test_a_server_that_answers_with_an_error_is_not_available(
@@ -126,25 +86,6 @@ async def test_committed_records_make_room_after_a_while(bus: RedisStreamsBus, t
 
     await eventually(trimmed)
     assert await bus.lag(topic, "one") == 0
-
-
-@pytest.fixture
-async def little_memory(server: Any) -> AsyncIterator[None]:
-    """Lets the server have four megabytes more than it has now."""
-    used: Any = (await server.info("memory"))["used_memory"]
-    await server.config_set("maxmemory", used + 4 * MEGABYTE)
-    yield
-    await server.config_set("maxmemory", 0)
-
-
-async def fill(bus: RedisStreamsBus, topic: str) -> list[str]:
-    """Publish to partition 0 until the broker is full; the tokens."""
-    tokens: list[str] = []
-    while True:
-        try:
-            tokens += await bus.publish(topic, [Outgoing(bytes(100 * KILOBYTE), partition=0)])
-        except BusFull:
-            return tokens
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -360,71 +301,3 @@ async def test_what_a_topic_holds_before_it_is_full_is_shown_where_groups_read_i
     await bus.stop()
     assert capacity({"service": "team", "topic": topic}) == 30
     assert capacity({"service": "team", "topic": f"{topic}.dead"}) is None
-
-
-async def kept(bus: RedisStreamsBus, topic: str) -> list[str]:
-    """The tokens of all records that partition 0 still holds."""
-    found: list[str] = []
-    while batch := await bus.fetch(topic, 0, found[-1] if found else None, max_records=9, wait=0):
-        found += [record.token for record in batch]
-    return found
-
-
-async def test_what_backups_need_is_kept_until_there_is_no_room_for_it(
-    broker: RedisStreams, topic: str
-) -> None:
-    bus = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), max_records=200)
-    await bus.declare(topic, 1, ["ledger", BACKUPS])
-    tokens: list[str] = []
-    for _ in range(20):
-        tokens += await bus.publish(topic, [Outgoing(b"x")] * 10)
-        await bus.commit(topic, 0, "ledger", tokens[-1])
-    assert await kept(bus, topic) == tokens
-    await bus.commit(topic, 0, BACKUPS, tokens[120])
-    tokens += await bus.publish(topic, [Outgoing(b"x")] * 100)
-    assert await kept(bus, topic) == tokens[121:]
-    # A ledger that counts is not stopped by backups that nobody takes.
-    tokens += await bus.publish(topic, [Outgoing(b"x")] * 100)
-    assert await kept(bus, topic) == tokens[200:]
-    with pytest.raises(BusFull):
-        await bus.publish(topic, [Outgoing(b"x")])
-    await bus.stop()
-
-
-@pytest.mark.usefixtures("little_memory")
-async def test_what_backups_need_goes_before_the_server_has_no_memory(
-    bus: RedisStreamsBus, topic: str
-) -> None:
-    await bus.declare(topic, 1, ["ledger", BACKUPS])
-    first = await fill(bus, topic)
-    await bus.commit(topic, 0, "ledger", first[-1])
-    second = await bus.publish(topic, [Outgoing(bytes(100 * KILOBYTE), partition=0)])
-    assert await kept(bus, topic) == second
-
-
-@pytest.mark.usefixtures("little_memory")
-async def test_what_backups_need_goes_for_a_publisher_that_knows_another_topic_alone(
-    broker: RedisStreams, bus: RedisStreamsBus, topic: str
-) -> None:
-    await bus.declare(LEDGER_TOPIC, 1, ["ledger"])
-    tokens = await fill(bus, LEDGER_TOPIC)
-    await bus.declare(LEDGER_TOPIC, 1, [BACKUPS])
-    await bus.commit(LEDGER_TOPIC, 0, "ledger", tokens[-1])
-    other = RedisStreamsBus(broker.address, telemetry=silent_telemetry())
-    await other.declare(topic, 1, ["readers"])
-    await other.publish(topic, [Outgoing(bytes(100 * KILOBYTE))])
-    assert await kept(bus, LEDGER_TOPIC) == []
-    await other.stop()
-
-
-async def test_a_group_that_is_forgotten_keeps_nothing(
-    broker: RedisStreams, bus: RedisStreamsBus, topic: str
-) -> None:
-    await bus.declare(topic, 1)
-    await bus.declare(topic, 1, [BACKUPS])
-    tokens = await bus.publish(topic, [Outgoing(b"x")] * 3)
-    await bus.forget(topic, BACKUPS)
-    small = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), kept=2)
-    tokens += await small.publish(topic, [Outgoing(b"x")])
-    assert await kept(bus, topic) == tokens[2:]
-    await small.stop()
