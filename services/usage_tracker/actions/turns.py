@@ -36,8 +36,8 @@ class _Owner:
 class InHand:
     """What will come and has arrived of a body, which counts for all its owners.
 
-    See ``Turns.holding``. ``expect`` and ``take`` raise where there is no room, and change nothing then;
-    one body alone has room always:
+    See ``Turns.holding``. ``expect`` and ``take`` raise where there is no room, and change nothing
+    then; one body alone has room always:
 
     - ``RateLimited``: the credential or the organization has its share in hand.
     - ``Unavailable``: the tenant would hold more than a fourth of what is free. So those who come

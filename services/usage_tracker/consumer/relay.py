@@ -32,8 +32,8 @@ from services.usage_tracker.store import MANY_EVENTS, BlockStore, UsageStore
 
 _BATCH = 2_000
 _logger = logging.getLogger(__name__)
-# Between two notes, in the database, of watermarks and of how far deltas were sent on. Retention needs
-# no finer ones, and what is sent again is skipped by who applies it.
+# Between two notes, in the database, of watermarks and of how far deltas were sent on. Retention
+# needs no finer ones, and what is sent again is skipped by who applies it.
 _NOTE_EVERY = timedelta(seconds=2)
 # Between two watermarks once nothing has been sent for as long.
 _IDLE = timedelta(seconds=0.5)
