@@ -73,7 +73,7 @@ async def test_a_node_takes_its_share_of_the_shards_while_events_come_in_and_sum
         who = await asyncio.to_thread(tenant, platform.address)
         checker = Checker(platform.address, who)
         database = await connect(coordinator)
-        async with checker.replaying(21, size=50):
+        async with checker.replaying(21, streams=2, size=20, pause=0.2):
             await eventually(lambda: len(checker.oracle.events) > 2000, PATIENCE)
             await eventually(partial(has_rows, database, who.org_id), PATIENCE)
             before = len(checker.oracle.events)
