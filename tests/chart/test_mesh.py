@@ -119,6 +119,13 @@ def test_nothing_is_judged_at_the_ingress() -> None:
     assert "RequestAuthentication" not in kinds
 
 
+def test_what_the_docs_type_installs_definitions_first_and_leaves_no_file_out() -> None:
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    for file in (ROOT / "deploy/istio").glob("*.yaml"):
+        assert f"-f deploy/istio/{file.name}" in page
+    assert page.index("istio/base") < page.index("-f deploy/istio/mesh.yaml")
+
+
 def test_the_ingress_answers_by_itself_and_bounds_requests_as_the_edge_does() -> None:
     (answers,) = load((ROOT / "deploy/istio/answers.yaml").read_text())
     (gateway, _) = load((ROOT / "deploy/istio/gateway.yaml").read_text())
