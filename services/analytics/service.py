@@ -20,7 +20,7 @@ ROLL_UP_EVERY = timedelta(seconds=5)
 FORGET_EVERY = timedelta(seconds=5)
 LOOK_EVERY = timedelta(seconds=5)
 # Seconds; what it tells of is how far behind the windows are.
-LAG_EVERY = 1.0
+LAG_EVERY = 0.25
 
 
 async def build(runtime: Runtime) -> Parts:

@@ -36,9 +36,11 @@ from services.usage_tracker.store.raw_events import RawEventStore
 from services.usage_tracker.store.sessions import SessionStore
 
 NAME = "usage_tracker"
-# Bodies that a process judges at the same time, and partitions that it counts: one computes while
-# one waits. More would only take the interpreter from each other.
-_AT_ONCE = 2
+# Bodies that a process judges at the same time. A second one would take the interpreter from who
+# answers, and from the first.
+_JUDGED = 1
+# Partitions that it counts at the same time: one computes while one waits.
+_COUNTED = 2
 _PLATFORM_EVENTS = "platform.events"
 _PRICES = "mindweave.usage_tracker.v1.PriceService"
 _SESSIONS = "mindweave.usage_tracker.v1.SessionService"
@@ -63,7 +65,7 @@ async def build(runtime: Runtime) -> Parts:
         layouts=layouts,
         raw_retention=raw,
         turns=Turns(
-            at_once=_AT_ONCE,
+            at_once=_JUDGED,
             shares=Shares(
                 everybody=settings.limits.ingest_bytes,
                 org=settings.limits.ingest_bytes_per_org,
@@ -87,7 +89,7 @@ async def build(runtime: Runtime) -> Parts:
         on_take=counting.take,
         clock=clock,
         partitions=settings.partitions,
-        at_once=_AT_ONCE,
+        at_once=_COUNTED,
         chores=repricing,
     )
     relay = WindowsRelay(

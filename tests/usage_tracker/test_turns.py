@@ -142,3 +142,14 @@ def test_however_many_take_what_they_can_there_is_room_for_one_more_who_holds_li
         with pytest.raises(Unavailable):
             greedy.take(1)
         stack.enter_context(turns.holding("quiet", "key")).take(1)
+
+
+def test_what_is_only_announced_takes_nobody_elses_room() -> None:
+    turns = Turns(at_once=1, shares=Shares(everybody=1_000, org=500, credential=500))
+    with ExitStack() as stack:
+        for tenant in range(50):
+            for _ in range(5):
+                stack.enter_context(turns.holding(tenant, tenant)).expect(100)
+            with pytest.raises(RateLimited):
+                stack.enter_context(turns.holding(tenant, tenant)).expect(1)
+        stack.enter_context(turns.holding("quiet", "key")).take(240)

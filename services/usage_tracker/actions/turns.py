@@ -39,58 +39,74 @@ class InHand:
     See ``Turns.holding``. ``expect`` and ``take`` raise where there is no room, and change nothing
     then; one body alone has room always:
 
-    - ``RateLimited``: the credential or the organization has its share in hand.
+    - ``RateLimited``: the credential or the organization has its share announced or in hand.
     - ``Unavailable``: the tenant would hold more than a fourth of what is free. So those who come
-      find room while others fill the rest.
+      find room while others fill the rest. Announcements, which cost nothing, count for nobody else.
     """
 
-    def __init__(self, held: Counter[Hashable], most: int, owners: Sequence[_Owner]) -> None:
-        self._held = held
+    def __init__(
+        self,
+        announced: Counter[Hashable],
+        arrived: Counter[Hashable],
+        most: int,
+        owners: Sequence[_Owner],
+    ) -> None:
+        self._announced = announced
+        self._arrived = arrived
         self._most = most
-        # The last one is the tenant.
         self._owners = owners
+        # The last one is the tenant.
+        self._tenant = owners[-1].name
         self._size = 0
-        self._expected = 0
+        self._size_arrived = 0
 
     def expect(self, size: int) -> None:
         """So many bytes will come: who has no room for all of them is told before the first."""
-        self._hold(size)
-        self._expected += size
+        self._check(size, size)
+        self._announce(size)
 
     def take(self, size: int) -> None:
         """So many bytes more have arrived, of those that were expected or others."""
-        announced = min(size, self._expected)
-        self._hold(size - announced)
-        self._expected -= announced
+        more = max(self._size_arrived + size - self._size, 0)
+        self._check(more, size)
+        self._announce(more)
+        self._arrive(size)
 
     def release(self) -> None:
-        self._add(-self._size)
+        self._announce(-self._size)
+        self._arrive(-self._size_arrived)
 
-    def _hold(self, size: int) -> None:
-        if not size:
-            return
-        for owner in self._owners:
-            others = self._held[owner.name] - self._size
-            if others and others + self._size + size > owner.share:
+    def _check(self, announced: int, arrives: int) -> None:
+        for owner in self._owners if announced else ():
+            others = self._announced[owner.name] - self._size
+            if others and others + self._size + announced > owner.share:
                 raise RateLimited(
                     f"Too many requests {owner.what} are under way;"
                     " wait for their answers, or send less at a time.",
                     retry_after=_AGAIN,
                 )
-        total = self._held[_EVERYBODY]
-        tenant = self._held[self._owners[-1].name]
-        if total > self._size and _OF_FREE * (tenant + size) > self._most - total:
+        total, tenant = self._arrived[_EVERYBODY], self._arrived[self._tenant]
+        alone = total <= self._size_arrived
+        if not alone and _OF_FREE * (tenant + arrives) > self._most - total:
             raise Unavailable(
                 "Too many requests are under way.", code=OVERLOADED, retry_after=_AGAIN
             )
-        self._add(size)
 
-    def _add(self, size: int) -> None:
+    def _announce(self, size: int) -> None:
         self._size += size
-        for name in (_EVERYBODY, *(owner.name for owner in self._owners)):
-            self._held[name] += size
-            if not self._held[name]:
-                del self._held[name]
+        for owner in self._owners:
+            _add(self._announced, owner.name, size)
+
+    def _arrive(self, size: int) -> None:
+        self._size_arrived += size
+        for name in (_EVERYBODY, self._tenant):
+            _add(self._arrived, name, size)
+
+
+def _add(counter: Counter[Hashable], name: Hashable, size: int) -> None:
+    counter[name] += size
+    if not counter[name]:
+        del counter[name]
 
 
 class Turns:
@@ -104,7 +120,8 @@ class Turns:
     def __init__(self, *, at_once: int, shares: Shares) -> None:
         self._free = at_once
         self._shares = shares
-        self._held: Counter[Hashable] = Counter()
+        self._announced: Counter[Hashable] = Counter()
+        self._arrived: Counter[Hashable] = Counter()
         # Tenants in the order of their turns, each with its work in the order that it came.
         self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -115,7 +132,7 @@ class Turns:
             _Owner(("credential", credential), self._shares.credential, "with this credential"),
             _Owner(("org", org), self._shares.org, "of your organization"),
         )
-        body = InHand(self._held, self._shares.everybody, owners)
+        body = InHand(self._announced, self._arrived, self._shares.everybody, owners)
         try:
             yield body
         finally:

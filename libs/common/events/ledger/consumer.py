@@ -25,8 +25,9 @@ _GRACE = 10.0
 _ASK_EVERY = 0.5
 # Seconds between two readings of the lag while there is some.
 _MEASURE_EVERY = 0.25
-# Seconds between two hints to the broker of how far a partition is.
-_HINT_EVERY = 1.0
+# Seconds between two hints to the broker of how far a partition is: what is applied and not told
+# counts as lag to whoever asks the broker.
+_HINT_EVERY = 0.25
 _RETRY = Backoff(first=0.2, limit=2.0)
 
 _logger = logging.getLogger(__name__)
