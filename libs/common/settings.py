@@ -55,8 +55,8 @@ class Limits(BaseModel):
     # Of the bodies of events that a process has in hand, of those of one organization and of one
     # credential.
     ingest_bytes: int = Field(default=128_000_000, gt=0)
-    ingest_bytes_per_org: int = Field(default=32_000_000, gt=0)
-    ingest_bytes_per_credential: int = Field(default=24_000_000, gt=0)
+    ingest_bytes_per_org: int = Field(default=16_000_000, gt=0)
+    ingest_bytes_per_credential: int = Field(default=12_000_000, gt=0)
     # Of all clients of one HTTP address together.
     connections: int = Field(default=4000, gt=0)
 

@@ -69,7 +69,7 @@ class WindowsRelay:
         skew: how far the clocks of ingest may be from each other.
         layouts: tells how many sources there are.
         recent: deltas that the worker in this process has just committed.
-        cadence: seconds between two watermarks.
+        cadence: seconds between two steps, and between two watermarks while deltas are sent.
     """
 
     name = "usage.windows relay"
