@@ -116,7 +116,8 @@ def add_node(
 ) -> None:
     """Add a node to the databases that grow, and move its share of their shards there.
 
-    Events are taken and counted meanwhile. Ended in the middle, it is run again.
+    Events are taken and counted meanwhile. Ended in the middle, it is run again when no shard
+    moves any more.
     """
     end_in_order()
     with told_in_a_line():

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
+
 from common.database import bootstrap
 from common.database.connection import Connection, connect
 from common.settings import Settings, SettingsError, parse_address
@@ -17,10 +19,14 @@ from fleet.access import ledger_settings
 DISTRIBUTED = ("usage_tracker", "analytics")
 
 
+class AddNodeFailed(Exception):
+    """A server refused a step; one line with what it said."""
+
+
 def add_node(address: str, data: Path, tell: Callable[[str], None]) -> None:
     """Add a server to both databases, and move its share of their shards there, while all runs.
 
-    Ended in the middle, it goes on where it was when it is run again.
+    Ended in the middle, it is run again: shards that have moved stay where they are.
 
     Args:
         address: "host:port" of a server with Citus, as the coordinator reaches it; the user of
@@ -30,18 +36,34 @@ def add_node(address: str, data: Path, tell: Callable[[str], None]) -> None:
 
     Raises:
         NotRunning: no servers are named, and no platform runs there.
-        SettingsError: a setting is wrong, or names no coordinator of Citus.
+        SettingsError: a setting is wrong, names no coordinator of Citus, or a server besides it.
         Unavailable: a server is.
+        AddNodeFailed: it refused a step, as while shards are still moving for a run before.
     """
     configure_logs("warning")
     settings = ledger_settings(data)
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL: is needed, of a superuser of the coordinator")
+    _require_one_server(settings)
     try:
         node = _at(settings.database_url, address)
     except ValueError as error:
         raise SettingsError(f"{address}: {error}") from None
     asyncio.run(_add(settings, settings.database_url, node, address, tell))
+
+
+def _require_one_server(settings: Settings) -> None:
+    named = {
+        "DATABASE_URL_": settings.database_urls,
+        "DATABASE_OWNER_URL_": settings.database_owner_urls,
+    }
+    for prefix, urls in named.items():
+        for service in DISTRIBUTED:
+            if service in urls:
+                raise SettingsError(
+                    f"{prefix}{service.upper()}: is set, and a node is added to the server of"
+                    " DATABASE_URL alone, with the passwords that the platform derives"
+                )
 
 
 async def _add(
@@ -73,6 +95,9 @@ async def _add(
                 """,
                 *place,
             )
+        except asyncpg.PostgresError as error:
+            said = "; ".join(str(error).splitlines())
+            raise AddNodeFailed(f"{service}: {said}") from error
         finally:
             await connection.close()
         tell(f"{service}: {shards['moved']} of {shards['all']} shards lie on {address}")

@@ -67,10 +67,12 @@ def _known() -> tuple[type[Exception], ...]:
     from fleet.backup import BackupFailed
     from fleet.embedded import DidNotStart, InUse
     from fleet.embedded.folder import HalfRestored, OtherBroker
+    from fleet.nodes import AddNodeFailed
     from fleet.services import UnknownRole, UnknownService
     from fleet.status import NotRunning
 
     return (
+        AddNodeFailed,
         BackupFailed,
         DidNotStart,
         HalfRestored,

@@ -54,8 +54,10 @@ def held_for_a_backup(data_folder: Path) -> Iterator[None]:
         await bus.stop()
 
     asyncio.run(change(hold=True))
-    yield
-    asyncio.run(change(hold=False))
+    try:
+        yield
+    finally:
+        asyncio.run(change(hold=False))
 
 
 def event(model: str, **fields: object) -> dict[str, object]:

@@ -94,13 +94,8 @@ def connecting(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if (why := refusal(error)) is not None:
-            _log.error(
-                "the certificate of the database of %s is refused: %s;"
-                " sslrootcert in DATABASE_URL names the authorities that are trusted",
-                name,
-                why,
-            )
+        if (why := refusal(error, "sslrootcert in DATABASE_URL")) is not None:
+            _log.error("the certificate of the database of %s is refused: %s", name, why)
         else:
             _log.warning("no connection to the database of %s: %r", name, error)
         raise Unavailable(

@@ -34,12 +34,12 @@ class Authority:
         self.pem = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         file.write_bytes(self.pem)
 
-    def sign(self, file: Path) -> Path:
+    def sign(self, file: Path, *, lasting: timedelta = timedelta(days=1)) -> Path:
         """Write a new key and its certificate, as PEM; returns the file."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
         there = x509.SubjectAlternativeName([x509.IPAddress(ip_address(HOST))])
-        made = self._builder(name, key.public_key()).add_extension(there, critical=False)
+        made = self._builder(name, key.public_key(), lasting).add_extension(there, critical=False)
         certificate = made.sign(self._key, hashes.SHA256())
         written = key.private_bytes(
             serialization.Encoding.PEM,
@@ -49,7 +49,12 @@ class Authority:
         file.write_bytes(written + certificate.public_bytes(serialization.Encoding.PEM))
         return file
 
-    def _builder(self, name: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _builder(
+        self,
+        name: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        lasting: timedelta = timedelta(days=1),
+    ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -58,7 +63,7 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_after(now + lasting)
         )
 
 

@@ -94,13 +94,9 @@ class Client(AIOKafkaClient):
                     conn.close()
                 break
             except (KafkaError, OSError, TimeoutError) as error:
-                if (why := refusal(error)) is not None:
+                if (why := refusal(error, "MINDWEAVE_KAFKA_CA_FILE")) is not None:
                     _logger.error(
-                        "the certificate of Kafka at %s:%s is refused: %s;"
-                        " MINDWEAVE_KAFKA_CA_FILE names the authorities that are trusted",
-                        host,
-                        port,
-                        why,
+                        "the certificate of Kafka at %s:%s is refused: %s", host, port, why
                     )
         else:
             raise KafkaConnectionError(f"no broker answers at {self._bootstrap_servers}")

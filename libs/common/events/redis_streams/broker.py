@@ -115,12 +115,9 @@ class Broker:
         except failures.OutOfMemoryError as error:
             raise BusFull("The event broker has no memory left.") from error
         except (failures.ConnectionError, failures.TimeoutError, OSError) as error:
-            if (why := refusal(error)) is not None:
+            if (why := refusal(error, "ssl_ca_certs in REDIS_URL")) is not None:
                 _logger.error(
-                    "the certificate of the broker at %s is refused: %s;"
-                    " ssl_ca_certs in REDIS_URL names the authorities that are trusted",
-                    self.address,
-                    why,
+                    "the certificate of the broker at %s is refused: %s", self.address, why
                 )
             else:
                 _logger.info("the broker at %s does not answer: %s", self.address, error)
