@@ -41,7 +41,7 @@ class InHand:
 
     - ``RateLimited``: the credential or the organization has its share announced or in hand.
     - ``Unavailable``: the tenant would hold more than a fourth of what is free. So those who come
-      find room while others fill the rest. Announcements, which cost nothing, count for nobody else.
+      find room while others fill the rest. An announcement costs nothing, and takes none of theirs.
     """
 
     def __init__(
