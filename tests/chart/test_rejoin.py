@@ -71,6 +71,9 @@ def test_databases_with_secrets_of_their_own_are_reached_by_them() -> None:
     [
         ({}, (), "is for an upgrade"),
         ({"services": {"analytics": {"databaseAddress": "b:5432"}}}, UPGRADE, "different servers"),
+        ({"broker": {"kind": "redis-streams"}}, UPGRADE, "rejoin.enabled: needs Kafka"),
+        ({"services": {"analytics": {"tag": "0.0.9"}}}, UPGRADE, "the same tag"),
+        ({"services": {"usage_tracker": {"tag": "0.0.9"}}}, UPGRADE, "the same tag"),
     ],
 )
 def test_what_it_cannot_do_is_refused(
@@ -79,6 +82,11 @@ def test_what_it_cannot_do_is_refused(
     done = template(REJOINS | values, options=options)
     assert done.returncode != 0
     assert complaint in done.stderr
+
+
+def test_a_tag_that_is_said_of_one_of_them_may_be_that_of_all() -> None:
+    values = {"image": {"tag": "0.0.9"}, "services": {"analytics": {"tag": "0.0.9"}}}
+    assert "rejoin" in rendered(REJOINS | values, options=UPGRADE).of("Job")
 
 
 def test_no_service_sends_it_calls_and_the_policy_of_workers_lets_it_out(chart: Any) -> None:

@@ -35,6 +35,11 @@ async def test_the_room_that_is_left_is_shown_once_there_was_a_backup(
     await bus.publish(topic, [Outgoing(b"x")])
     await room.measure()
     assert shown() == 0.75
+    await bus.forget(topic, BACKUPS)
+    await room.measure()
+    assert shown() is None
+    await bus.declare(topic, 1, [BACKUPS])
+    await room.measure()
     await bus.stop()
     gone = RedisStreamsBus("redis://127.0.0.1:1", telemetry=telemetry)
     await BackupRoom(gone, telemetry).measure()

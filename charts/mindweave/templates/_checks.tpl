@@ -22,6 +22,9 @@
 {{- if gt (int $given.autoscaling.minReplicas) (int $given.autoscaling.maxReplicas) -}}
   {{- fail "autoscaling.minReplicas: is more than autoscaling.maxReplicas" -}}
 {{- end -}}
+{{- if and $given.rejoin.enabled (eq $given.broker.kind "redis-streams") -}}
+  {{- fail "rejoin.enabled: needs Kafka; Redis Streams keep nothing for databases that were copied by other means" -}}
+{{- end -}}
 {{- if $given.networkPolicy.enabled -}}
   {{- range $server := list "database" "broker" "cache" -}}
     {{- if and (get $given $server).address (not (get $given.networkPolicy.egress $server)) -}}

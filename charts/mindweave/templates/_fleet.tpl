@@ -74,8 +74,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{- define "mindweave.tag" -}}
+{{ .tag | default .root.Values.image.tag | default .root.Chart.AppVersion }}
+{{- end -}}
+
 {{- define "mindweave.image" -}}
-{{- $tag := .tag | default .root.Values.image.tag | default .root.Chart.AppVersion -}}
+{{- $tag := include "mindweave.tag" . -}}
 {{- $digest := ternary (get .root.Values.image.digests .service) "" (eq $tag .root.Chart.AppVersion) -}}
 {{ .root.Values.image.registry }}/{{ .service }}:{{ $tag }}{{ with $digest }}@{{ . }}{{ end }}
 {{- end -}}

@@ -209,7 +209,8 @@ class Bus(Protocol):
 
         Returns:
             Of the fullest partition, as a share of what it holds; 0 where some was dropped. None
-            where the group was never declared, and where their number does not bound records.
+            where the group was never declared or was forgotten, and where their number does not
+            bound records.
         """
         ...
 

@@ -16,7 +16,8 @@ _EVERY = timedelta(seconds=15)
 class BackupRoom:
     """Shows how much may come before a restore of the last backup loses usage.
 
-    Nothing is shown before the first backup, and on a broker that keeps records by their age.
+    Nothing is shown before the first backup, after the hold was ended, and on a broker that keeps
+    records by their age.
     """
 
     def __init__(self, bus: Bus, telemetry: Telemetry) -> None:
@@ -36,5 +37,7 @@ class BackupRoom:
             room = await self._bus.room(EVENTS_TOPIC, BACKUPS)
         except (Unavailable, TopicUnknown):
             return
-        if room is not None:
+        if room is None:
+            self._gauge.forget(topic=EVENTS_TOPIC)
+        else:
             self._gauge.of(topic=EVENTS_TOPIC).set(room)

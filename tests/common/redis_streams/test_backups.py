@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from common.events.bus import BACKUPS, LEDGER_TOPIC, BusFull, Outgoing
 from common.events.redis_streams import RedisStreamsBus
+from common.events.redis_streams.keys import group_field, groups_key, topic_key
 from common.testing import silent_telemetry
 from tests.common.brokers import RedisStreams
 from tests.common.redis_streams.conftest import KILOBYTE, fill
@@ -68,6 +71,32 @@ async def test_the_room_for_what_backups_need_is_told_from_the_first_backup_on(
     await bus.stop()
 
 
+async def test_what_was_dropped_before_the_first_backup_takes_no_room_from_it(
+    broker: RedisStreams, topic: str
+) -> None:
+    bus = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), max_records=100)
+    await bus.declare(topic, 1, ["ledger"])
+    for _ in range(5):
+        tokens = await bus.publish(topic, [Outgoing(b"x")] * 60)
+        await bus.commit(topic, 0, "ledger", tokens[-1])
+    await bus.declare(topic, 1, [BACKUPS])
+    # Nothing was committed for it yet, as while the first backup runs and after it has failed.
+    assert await bus.room(topic, BACKUPS) == pytest.approx(0.4)
+    await bus.stop()
+
+
+async def test_the_room_is_told_of_a_hold_that_the_topic_does_not_remember(
+    bus: RedisStreamsBus, server: Any, topic: str
+) -> None:
+    await bus.declare(topic, 2, ["ledger", BACKUPS])
+    await server.hdel(topic_key(topic), group_field(BACKUPS))
+    assert await bus.room(topic, BACKUPS) == 1
+    await server.hdel(groups_key(topic, 1), BACKUPS)
+    assert await bus.room(topic, BACKUPS) == 0
+    await server.hdel(groups_key(topic, 0), BACKUPS)
+    assert await bus.room(topic, BACKUPS) is None
+
+
 @pytest.mark.usefixtures("little_memory")
 async def test_what_backups_need_goes_before_the_server_has_no_memory(
     bus: RedisStreamsBus, topic: str
@@ -101,6 +130,7 @@ async def test_a_group_that_is_forgotten_keeps_nothing(
     await bus.declare(topic, 1, [BACKUPS])
     tokens = await bus.publish(topic, [Outgoing(b"x")] * 3)
     await bus.forget(topic, BACKUPS)
+    assert await bus.room(topic, BACKUPS) is None
     small = RedisStreamsBus(broker.address, telemetry=silent_telemetry(), kept=2)
     tokens += await small.publish(topic, [Outgoing(b"x")])
     assert await kept(bus, topic) == tokens[2:]

@@ -195,6 +195,7 @@ class RedisStreamsBus:
     async def forget(self, topic: str, group: str) -> None:
         for partition in range(await self.partitions(topic)):
             await self.broker.command("HDEL", groups_key(topic, partition), group)
+        await self.broker.command("HDEL", topic_key(topic), group_field(group))
 
     async def commit_as(
         self, topic: str, partition: int, group: str, token: str, lease: str, owner: str
@@ -215,20 +216,22 @@ class RedisStreamsBus:
             [
                 ("HGET", topic_key(topic), group_field(group)),
                 ("HMGET", topic_key(topic), *(end_field(p) for p in parts)),
-                *(("HVALS", groups_key(topic, p)) for p in parts),
                 *(("HEXISTS", groups_key(topic, p), group) for p in parts),
+                *(("HVALS", groups_key(topic, p)) for p in parts),
+                *(("XLEN", stream_key(topic, p)) for p in parts),
             ]
         )
-        if declared is None:
+        held, rest = groups[: len(parts)], groups[len(parts) :]
+        # A hold that an earlier release began has no field.
+        if declared is None and not any(held):
             return None
-        committed, kept = groups[: len(parts)], groups[len(parts) :]
-        if not all(kept):
+        if not all(held):
             return 0.0
         most = 0
-        for end, tokens in zip(ends, committed, strict=True):
+        for end, tokens, kept in zip(ends, rest[: len(parts)], rest[len(parts) :], strict=True):
             if end is not None:
                 least = min(number(token.decode()) for token in tokens)
-                most = max(most, number(end.decode()) - least)
+                most = max(most, min(number(end.decode()) - least, kept))
         return max(0.0, 1 - most / self._max_records)
 
     async def lag(self, topic: str, group: str) -> int:

@@ -3,7 +3,7 @@
 Keys of a topic ``t`` and its partition ``p``:
 
 - ``mw:t``: hash of ``partitions``, ``birth``, ``end:p``, the token of the last record, and
-  ``group:backups``, which tells for good that something was once kept for that group.
+  ``group:backups``, which tells until that group is forgotten that something was once kept for it.
 - ``mw:t:p``: the stream. Its ids are ``<milliseconds>-<number>``: both only grow, and the numbers
   have no gaps, so that a reader sees at once where records are missing.
 - ``mw:t:p:groups``: hash of the token that each group has committed, ``0-0`` before its first. What
