@@ -222,24 +222,28 @@ async def test_a_relay_that_died_before_its_cursor_moved_sends_the_same_numbers_
         events = [arrived(org_id=UUID(int=n)) for n in range(1, 6)]
         await counting.apply(connection, 0, [record(*events)])
     at = datetime(2026, 11, 21, tzinfo=UTC)
-    relay = WindowsRelay(
-        bus=bus,
-        store=store,
-        blocks=BlockStore(db),
-        progress=Standing(at),
-        clock=db.clock,
-        telemetry=silent_telemetry(),
-        partitions=WINDOWS_PARTS,
-        skew=SKEW,
-        layouts=layouts_of(PARTS),
-        recent=RecentDeltas(),
-    )
+
+    def relay() -> WindowsRelay:
+        return WindowsRelay(
+            bus=bus,
+            store=store,
+            blocks=BlockStore(db),
+            progress=Standing(at),
+            clock=db.clock,
+            telemetry=silent_telemetry(),
+            partitions=WINDOWS_PARTS,
+            skew=SKEW,
+            layouts=layouts_of(PARTS),
+            recent=RecentDeltas(),
+        )
+
     with monkeypatch.context() as killed:
         killed.setattr(store, "sent", _dies)
         with pytest.raises(Unavailable):
-            await relay.step()
-    await relay.step()
-    await relay.step()
+            await relay().step()
+    again = relay()
+    await again.step()
+    await again.step()
     reader = Reader(bus)
     await reader.read()
 
